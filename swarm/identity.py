@@ -8,6 +8,7 @@ bytes, as their specifications ask; the spending key never does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -106,13 +107,18 @@ def verify_record(signer: PeerId, tag: bytes, record: bytes, signature: bytes) -
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    """Write a new file of mode 0600, whole or not at all."""
+    """Write a new file of mode 0600, whole or not at all; a file that is already there is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.write(fd, data)
-        os.fsync(fd)
+        try:
+            os.write(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        # A link, unlike a rename, never replaces: of two processes that make the key at once, both use the first.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(part)
     finally:
-        os.close(fd)
-    part.rename(path)
+        part.unlink()

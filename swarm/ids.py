@@ -21,7 +21,10 @@ class FixedBytes(bytes):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read the hex form (a leading ``0x`` is allowed). Raises `ValueError` on anything else."""
-        return cls(bytes.fromhex(text.removeprefix("0x")))
+        digits = text.removeprefix("0x")
+        if len(digits) != 2 * cls.size:  # fromhex skips spaces
+            raise ValueError(f"{cls.__name__} takes {2 * cls.size} hex digits, not {len(digits)}")
+        return cls(bytes.fromhex(digits))
 
     @property
     def short(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Self
 
 HASH_SIZE = 32
 EMPTY_ROOT = bytes(HASH_SIZE)
@@ -39,6 +40,23 @@ class Frontier:
     def __init__(self) -> None:
         self._peaks: list[tuple[int, bytes]] = []  # (leaves in it, its root)
         self.count = 0
+
+    @classmethod
+    def restore(cls, count: int, peaks: bytes) -> Self:
+        """The tree of ``count`` leaves whose `peaks` were kept. Raises `ValueError` if they do not fit together."""
+        # The complete subtrees of n leaves are the powers of two in n.
+        sizes = [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]
+        if len(peaks) != HASH_SIZE * len(sizes):
+            raise ValueError(f"a tree of {count} leaves has {len(sizes)} peaks, not {len(peaks)} bytes of them")
+        frontier = cls()
+        frontier.count = count
+        frontier._peaks = [(size, peaks[HASH_SIZE * at : HASH_SIZE * (at + 1)]) for at, size in enumerate(sizes)]
+        return frontier
+
+    @property
+    def peaks(self) -> bytes:
+        """The roots of the complete subtrees, largest first, 32 bytes each; with the count, all `restore` needs."""
+        return b"".join(root for _, root in self._peaks)
 
     def append(self, leaf: bytes) -> None:
         """Add the hash of the next leaf."""
