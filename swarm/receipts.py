@@ -199,7 +199,9 @@ class Receipt:
         for name in ("amount", "cumulative"):
             _in_range(name, getattr(self, name), UINT128_MAX)
         if self.amount != self.due():
-            raise ProtocolError(f"a receipt's amount {self.amount} is not what its tokens and price give ({self.due()})")
+            raise ProtocolError(
+                f"a receipt's amount {self.amount} is not what its tokens and price give ({self.due()})"
+            )
 
     def due(self) -> int:
         """What the token counts cost at the price."""
