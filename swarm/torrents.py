@@ -1,0 +1,353 @@
+"""A BitTorrent session under trio. The one module that imports libtorrent.
+
+The session opens one TCP port on one address and nothing else: no DHT, no local discovery, no port mapping, no STUN,
+no trackers. Peers come from our own directory through `Torrent.add_peer`. Alerts wake trio through a socket pair
+(a Python callback would deadlock) and become plain events at once: they die at the next `pop_alerts`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+import trio
+
+from swarm.errors import ResourceError, UsageError
+from swarm.ids import InfoHash
+from swarm.layout import ByteRange
+from swarm.metadata import TorrentMetadata
+from swarm.torrent import (
+    Added,
+    Checked,
+    Event,
+    Failed,
+    Flushed,
+    FlushingItself,
+    PieceFinished,
+    PieceRefused,
+    Progress,
+    Removed,
+    Stats,
+    Torrent,
+)
+
+__all__ = ["Progress", "Torrent", "TorrentConfig", "Torrents", "open_torrents"]
+
+ALERT_QUEUE = 20_000  # a fast transfer of small pieces fills libtorrent's 2 000 between two turns of the loop
+RECONNECT_TIME = 5  # seconds per failed attempt; libtorrent's 60 outlasts a peer's restart
+FAST_BUFFER = 4 * 2**20  # bytes; uTP on a fast link is six times slower with the system's default
+
+_ALERTS = lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage
+_CHECKING = (lt.torrent_status.states.checking_files, lt.torrent_status.states.checking_resume_data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorrentConfig:
+    """Where a session listens and how much it may transfer."""
+
+    host: str = "127.0.0.1"
+    """Numeric address to listen on."""
+    port: int = 0
+    """TCP port; 0 lets the system choose."""
+    upload_rate: int = 0
+    """Bytes per second to all peers, local ones included; 0 is unlimited."""
+    download_rate: int = 0
+    """The same for receiving."""
+    utp: bool = False
+    """Also speak uTP, which yields to other traffic: for home links. On fast links it is many times slower."""
+
+
+@asynccontextmanager
+async def open_torrents(config: TorrentConfig) -> AsyncIterator[Torrents]:
+    """A session that listens. Raises `ResourceError` if the port is in use or the address is not this machine's."""
+    torrents = Torrents(config)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(torrents.pump)
+            await torrents.listening()
+            try:
+                yield torrents
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await torrents.shut_down()
+
+
+class Torrents:
+    """A running session. Use `open_torrents`."""
+
+    def __init__(self, config: TorrentConfig) -> None:
+        self._config = config
+        self._torrents: dict[InfoHash, Torrent] = {}
+        self._handles: dict[InfoHash, Any] = {}
+        self._port = 0
+        self._listen_problem = ""
+        self._listen_event = trio.Event()
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        parameters = lt.session_params()
+        settings: Any = _settings(config)
+        parameters.settings = settings
+        self._session: Any = lt.session(parameters)
+        if config.upload_rate or config.download_rate:
+            self._session.set_peer_class_filter(_count_local_peers())
+        self._session.set_alert_fd(self._waker.fileno())
+        self._waker.send(b"\0")  # alerts from before the descriptor was set
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on."""
+        return self._port
+
+    async def seed(self, raw: bytes, folder: Path) -> Torrent:
+        """Serve the files of the torrent ``raw`` from ``folder``, after a full check of every byte.
+
+        Nothing is ever written there. Raises `ResourceError` naming a file that is missing or differs, `ProtocolError`
+        for a torrent that is not one of ours.
+        """
+        metadata = TorrentMetadata.decode(raw)
+        _check_sizes(metadata, folder)
+        everything = [ByteRange(file=number, start=0, stop=file.size) for number, file in enumerate(metadata.files)]
+        torrent = Torrent(metadata, folder, self, [everything])
+        await self._add(torrent, raw, lt.torrent_flags.upload_mode, [0] * torrent.map.total)
+        try:
+            wrong = torrent.map.files(torrent.plan.unfinished(torrent.plan.wanted))
+            if wrong:
+                path = folder / metadata.files[wrong[0]].name
+                raise ResourceError(f"{path} differs from what was published; publish the folder again")
+            await torrent.wait(everything)
+        except BaseException:
+            self._forget(torrent)
+            raise
+        return torrent
+
+    async def fetch(self, raw: bytes, folder: Path, tiers: Sequence[Iterable[ByteRange]]) -> Torrent:
+        """Start to fetch the pieces of the torrent ``raw`` that cover ``tiers`` into ``folder``, earlier tiers first.
+
+        Returns once whatever was there already has been checked again; then add peers and wait. Raises
+        `ResourceError` if the folder cannot be used, `ProtocolError` for a torrent that is not one of ours.
+        """
+        metadata = TorrentMetadata.decode(raw)
+        torrent = Torrent(metadata, folder, self, tiers)
+        _prepare_folder(metadata, folder)
+        await self._add(torrent, raw, None, torrent.plan.priorities())
+        return torrent
+
+    async def remove(self, torrent: Torrent) -> None:
+        """Stop serving and fetching; the files stay. Returns once they are closed."""
+        if self._torrents.get(torrent.info_hash) is torrent:
+            self._session.remove_torrent(self._handles[torrent.info_hash])
+            await torrent.removed()
+            self._forget(torrent)
+
+    # What a torrent asks for (`swarm.torrent.Engine`).
+
+    def flush(self, info_hash: InfoHash) -> None:
+        """Write finished pieces to the files; answered by `Flushed`."""
+        self._handles[info_hash].flush_cache()
+
+    def ask_stats(self, info_hash: InfoHash, *, pieces: bool) -> None:
+        """Answered by `Stats`."""
+        self._handles[info_hash].post_status(lt.torrent_handle.query_pieces if pieces else 0)
+
+    def prioritise(self, info_hash: InfoHash, priorities: list[int]) -> None:
+        """One priority per piece."""
+        self._handles[info_hash].prioritize_pieces(priorities)
+
+    def connect(self, info_hash: InfoHash, host: str, port: int) -> None:
+        """Connect to a peer by numeric address."""
+        try:
+            self._handles[info_hash].connect_peer((host, port))
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"{host}:{port} is not a numeric address and port") from error
+
+    # The session's own life.
+
+    async def pump(self) -> None:
+        """Turn alerts into events until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._wakeup)
+            try:
+                while self._wakeup.recv(4096):
+                    pass
+            except BlockingIOError:
+                pass
+            for alert in self._session.pop_alerts():
+                self._dispatch(alert)
+
+    async def listening(self) -> None:
+        """Return once the port is open. Raises `ResourceError`."""
+        await self._listen_event.wait()
+        if self._listen_problem:
+            raise ResourceError(
+                f"cannot listen on {self._config.host}:{self._config.port}: {self._listen_problem}; choose another port"
+            )
+
+    async def shut_down(self) -> None:
+        """Close every torrent and the session; libtorrent's destructor waits for its threads."""
+        for torrent in list(self._torrents.values()):
+            torrent.close()
+        self._torrents.clear()
+        self._handles.clear()
+        holder, self._session = [self._session], None
+        await trio.to_thread.run_sync(holder.clear)
+        self._wakeup.close()
+        self._waker.close()
+
+    async def _add(self, torrent: Torrent, raw: bytes, flags: Any, priorities: list[int]) -> None:
+        if torrent.info_hash in self._torrents:
+            raise UsageError(f"the torrent {torrent.info_hash.short} is already open in this session; use that one")
+        parameters = lt.load_torrent_buffer(raw)
+        parameters.save_path = str(torrent.folder)
+        parameters.renamed_files = _places(torrent)
+        parameters.piece_priorities = priorities
+        parameters.flags = lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd
+        if flags is not None:
+            parameters.flags |= flags
+        self._torrents[torrent.info_hash] = torrent
+        try:
+            self._session.async_add_torrent(parameters)
+            await torrent.added()
+            await torrent.checked()
+        except BaseException:
+            self._forget(torrent)
+            raise
+
+    def _forget(self, torrent: Torrent) -> None:
+        torrent.close()
+        self._torrents.pop(torrent.info_hash, None)
+        handle = self._handles.pop(torrent.info_hash, None)
+        if handle is not None and handle.is_valid():
+            self._session.remove_torrent(handle)
+
+    def _dispatch(self, alert: Any) -> None:
+        match alert:
+            case lt.listen_succeeded_alert() if alert.socket_type == lt.socket_type_t.tcp:
+                self._port = alert.port
+                self._listen_event.set()
+            case lt.listen_failed_alert() if alert.socket_type == lt.socket_type_t.tcp:
+                self._listen_problem = alert.error.message().lower()
+                self._listen_event.set()
+            case lt.alerts_dropped_alert():
+                for torrent in self._torrents.values():
+                    torrent.answers_lost()
+            case lt.state_update_alert():
+                for status in alert.status:
+                    self._deliver(status.handle, _stats(status))
+            case lt.add_torrent_alert():
+                self._added(alert)
+            case _:
+                for kind, make in _EVENTS:
+                    if isinstance(alert, kind):
+                        self._deliver(alert.handle, make(alert))
+
+    def _added(self, alert: Any) -> None:
+        info_hash = InfoHash(alert.params.info_hashes.v2.to_bytes())
+        torrent = self._torrents.get(info_hash)
+        if alert.error.value():
+            if torrent is not None:
+                torrent.handle(Added(problem=alert.error.message()))
+        elif torrent is None:  # given up while it was being added
+            self._session.remove_torrent(alert.handle)
+        else:
+            self._handles[info_hash] = alert.handle
+            torrent.handle(Added(problem=""))
+
+    def _deliver(self, handle: Any, event: Event) -> None:
+        torrent = self._torrents.get(InfoHash(handle.info_hashes().v2.to_bytes()))
+        if torrent is not None:
+            torrent.handle(event)
+
+
+_EVENTS: tuple[tuple[Any, Any], ...] = (
+    (lt.piece_finished_alert, lambda alert: PieceFinished(piece=alert.piece_index)),
+    (lt.hash_failed_alert, lambda alert: PieceRefused(piece=alert.piece_index)),
+    (lt.cache_flushed_alert, lambda alert: Flushed()),
+    (lt.torrent_finished_alert, lambda alert: FlushingItself()),
+    (lt.torrent_paused_alert, lambda alert: FlushingItself()),
+    (lt.torrent_checked_alert, lambda alert: Checked()),
+    (lt.torrent_removed_alert, lambda alert: Removed()),
+    (lt.file_error_alert, lambda alert: Failed(path=alert.filename(), reason=alert.error.message().lower())),
+)
+
+
+def _settings(config: TorrentConfig) -> dict[str, Any]:
+    """Everything that reaches out by default is off; what is left listens on one address."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    settings: dict[str, Any] = {
+        "listen_interfaces": f"{host}:{config.port}",
+        "listen_system_port_fallback": False,
+        "enable_dht": False,
+        "enable_lsd": False,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "dht_bootstrap_nodes": "",
+        "webtorrent_stun_server": "",
+        "allow_multiple_connections_per_ip": True,  # peers behind one NAT
+        "enable_outgoing_utp": config.utp,
+        "enable_incoming_utp": config.utp,
+        "upload_rate_limit": config.upload_rate,
+        "download_rate_limit": config.download_rate,
+        "min_reconnect_time": RECONNECT_TIME,
+        "alert_queue_size": ALERT_QUEUE,
+        "alert_mask": int(_ALERTS | lt.alert_category.piece_progress),
+    }
+    if config.utp:
+        settings |= {"recv_socket_buffer_size": FAST_BUFFER, "send_socket_buffer_size": FAST_BUFFER}
+    return settings
+
+
+def _check_sizes(metadata: TorrentMetadata, folder: Path) -> None:
+    for file in metadata.files:
+        path = folder / file.name
+        if not path.is_file() or path.stat().st_size != file.size:
+            raise ResourceError(f"{path} is missing or not {file.size} bytes; publish the folder again")
+
+
+def _prepare_folder(metadata: TorrentMetadata, folder: Path) -> None:
+    """Make the folder, and refuse to write through a link or over what cannot be this torrent's file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
+    for file in metadata.files:
+        path = folder / file.name
+        if path.is_symlink() or (path.exists() and not (path.is_file() and path.stat().st_size <= file.size)):
+            raise ResourceError(f"{path} is in the way of a file of {file.size} bytes; remove it")
+
+
+def _count_local_peers() -> Any:
+    """A filter that puts local addresses under the rate limits too; libtorrent leaves them out."""
+    classes = lt.ip_filter()
+    classes.add_rule("0.0.0.0", "255.255.255.255", 1 << lt.session.global_peer_class_id)  # noqa: S104 - a range
+    classes.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << lt.session.global_peer_class_id)
+    return classes
+
+
+def _places(torrent: Torrent) -> dict[int, str]:
+    """libtorrent's file number → absolute path. It counts the padding behind a file as a file of its own."""
+    places: dict[int, str] = {}
+    number = 0
+    for file in torrent.metadata.files:
+        places[number] = str((torrent.folder / file.name).resolve())
+        number += 1 + (file.size % torrent.metadata.piece_length != 0)
+    return places
+
+
+def _stats(status: Any) -> Stats:
+    pieces = tuple(number for number, there in enumerate(status.pieces) if there)
+    return Stats(
+        checking=status.state in _CHECKING,
+        downloaded_payload=status.total_payload_download,
+        peers=status.num_peers,
+        rate=status.download_payload_rate,
+        problem=status.errc.message().lower() if status.errc.value() else "",
+        pieces=pieces if status.pieces else None,
+    )
