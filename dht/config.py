@@ -1,0 +1,41 @@
+"""How a DHT node is set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dht.keys import NodeId
+from swarm.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtConfig:
+    """Settings of one node; every field has a default that works for a node on this machine."""
+
+    host: str = "127.0.0.1"
+    """The local address to listen on; ``0.0.0.0`` or ``::`` for all. Its kind (IPv4, IPv6) is the node's."""
+
+    port: int = 0
+    """The UDP port to listen on; 0 takes a free one."""
+
+    bootstrap: tuple[tuple[str, int], ...] = ()
+    """Nodes to join through, as (host or name, port). Empty for the first node of a network."""
+
+    read_only: bool = False
+    """Ask only and answer nothing (BEP 43): for short-lived clients and for nodes that cannot be reached."""
+
+    node_id: NodeId | None = None
+    """The node's id; None takes a random one that suits ``host`` (BEP 42)."""
+
+    external_host: str | None = None
+    """The numeric address that others reach this node at, where it is known; None believes what most of them say."""
+
+    seed: int | None = None
+    """Seeds all random choices, for tests and simulations only; None uses the operating system's randomness."""
+
+    def __post_init__(self) -> None:
+        for host, port in ((self.host, self.port), *self.bootstrap):
+            if not host or not 0 <= port < 65536:
+                raise UsageError(f"{host}:{port} is no address; give HOST:PORT with a port up to 65535")
+        if any(port == 0 for _, port in self.bootstrap):
+            raise UsageError("a bootstrap address needs a port from 1 to 65535")

@@ -1,0 +1,82 @@
+"""The 160-bit key space of Kademlia: node ids, targets, XOR distance, and ids bound to addresses (BEP 42)."""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import ip_address
+
+from swarm.ids import FixedBytes, InfoHash
+
+BITS = 160
+
+_V4_MASK = bytes.fromhex("030f3fff")  # BEP 42: which address bits may choose an id
+_V6_MASK = bytes.fromhex("0103070f1f3f7fff")
+_CRC32C_POLYNOMIAL = 0x82F63B78
+
+
+class NodeId(FixedBytes):
+    """A DHT node's id, 20 bytes."""
+
+    size = 20
+
+
+class Target(FixedBytes):
+    """A point of the key space that is looked up or stored under, 20 bytes."""
+
+    size = 20
+
+    @classmethod
+    def of_content(cls, encoded: bytes) -> Target:
+        """SHA-1 of ``encoded``: where BEP 44 keeps it."""
+        return cls(hashlib.sha1(encoded, usedforsecurity=False).digest())
+
+
+def info_target(info_hash: bytes) -> Target:
+    """Where peers of a torrent announce: a v1 or truncated info-hash of 20 bytes, or a v2 `InfoHash` (BEP 52)."""
+    return Target(info_hash.truncated if isinstance(info_hash, InfoHash) else info_hash)
+
+
+def distance(a: bytes, b: bytes) -> int:
+    """The XOR distance of two 20-byte keys."""
+    return int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
+
+
+def shared_prefix(a: bytes, b: bytes) -> int:
+    """How many leading bits two 20-byte keys share, 0 to 160."""
+    return BITS - distance(a, b).bit_length()
+
+
+def secure_id(host: str, noise: bytes) -> NodeId:
+    """A node id that ``host`` may use by BEP 42; ``noise`` is 20 random bytes for what the address leaves open."""
+    if len(noise) != NodeId.size:
+        raise ValueError(f"an id takes {NodeId.size} random bytes, not {len(noise)}")
+    crc = _address_checksum(host, noise[-1])
+    head = bytes([crc >> 24, crc >> 16 & 0xFF, (crc >> 8 & 0xF8) | (noise[2] & 0x07)])
+    return NodeId(head + noise[3:])
+
+
+def is_secure_id(node_id: NodeId, host: str) -> bool:
+    """Whether ``host`` may use ``node_id`` by BEP 42. Addresses of local networks may use any."""
+    address = ip_address(host)
+    if address.is_private or address.is_loopback or address.is_link_local:
+        return True
+    difference = int.from_bytes(node_id[:4], "big") ^ _address_checksum(host, node_id[-1])
+    return difference >> 11 == 0  # the first 21 bits are fixed
+
+
+def _address_checksum(host: str, last: int) -> int:
+    packed = ip_address(host).packed
+    mask = _V4_MASK if len(packed) == 4 else _V6_MASK
+    masked = bytearray(byte & keep for byte, keep in zip(packed, mask, strict=False))
+    masked[0] |= (last & 0x07) << 5
+    return crc32c(bytes(masked))
+
+
+def crc32c(data: bytes) -> int:
+    """The Castagnoli checksum that BEP 42 hashes addresses with. Bit by bit: it sees 8 bytes per id."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (_CRC32C_POLYNOMIAL if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
