@@ -264,8 +264,9 @@ async def open_node(config: DhtConfig | None = None) -> AsyncIterator[Node]:
                     nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The nursery wraps what the block raised; callers are to see it as they raised it.
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from group.exceptions[0].__cause__
+            raised = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
+            if len(raised) == 1:
+                raise raised[0] from raised[0].__cause__
             raise
 
 
