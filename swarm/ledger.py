@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -29,6 +29,13 @@ __all__ = ["Call", "ChannelState", "Ledger", "LedgerView", "StoredReceipt", "ope
 
 MAX_GROUP = 256  # writes to one sync: a sync takes milliseconds, and this many rows are written in less
 BUSY_MS = 5_000  # how long to wait for a tool that has the file locked, such as a backup
+
+PRAGMAS = {
+    "journal_mode": "wal",
+    "synchronous": "full",  # with normal, a power cut takes acknowledged rows with it
+    "fullfsync": "on",  # macOS: a plain fsync stops at the drive's own cache
+    "foreign_keys": "on",
+}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,6 +87,10 @@ class LedgerView:
     def calls(self, limit: int = 50) -> list[Call]:
         """The last ``limit`` calls, latest first, each with its receipts in the order of the layers."""
         return self._read(ledger_rows.calls, limit)
+
+    def check(self) -> None:
+        """Raise `ResourceError` unless this is a ledger of a version that this program reads."""
+        self._read(lambda connection: _version(self.path, connection))
 
     def _read(self, query: Callable[Concatenate[apsw.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -242,13 +253,12 @@ def read_ledger(path: Path) -> Iterator[LedgerView]:
         raise ResourceError(f"there is no ledger at {path}; name the folder of the worker or client with --home")
     try:
         reader = _connect(path, apsw.SQLITE_OPEN_READONLY)
-        _version(path, reader)
     except apsw.Error as error:
         raise _resource_error(path, error) from error
-    try:
-        yield LedgerView(path, reader)
-    finally:
-        reader.close()
+    with closing(reader):
+        view = LedgerView(path, reader)
+        view.check()
+        yield view
 
 
 def _open(path: Path) -> Ledger:
@@ -261,8 +271,8 @@ def _open(path: Path) -> Ledger:
         opened.append(lock := _connect(lock_path, apsw.SQLITE_OPEN_READWRITE, busy_ms=0))
         lock.execute("BEGIN EXCLUSIVE")  # never ends: the lock goes with the connection
         opened.append(writer := _connect(path, apsw.SQLITE_OPEN_READWRITE))
-        writer.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA fullfsync = ON")
-        writer.execute("PRAGMA foreign_keys = ON")
+        for name, setting in PRAGMAS.items():
+            writer.pragma(name, setting)
         _migrate(path, writer)
         opened.append(reader := _connect(path, apsw.SQLITE_OPEN_READONLY))
         return Ledger(path, reader, writer, lock)
@@ -310,7 +320,8 @@ def _migrate(path: Path, connection: apsw.Connection) -> None:
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         with connection:
             connection.execute(script)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}")
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.pragma("user_version", number)
 
 
 def _resource_error(path: Path, error: apsw.Error | OSError) -> ResourceError:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from swarm.errors import ClosedError, PaymentError, ProtocolError, ResourceError, UsageError
 from swarm.identity import Identity
 from swarm.ids import Address, CallId, ManifestId, SessionId
-from swarm.ledger import Ledger, LedgerView, open_ledger, read_ledger
+from swarm.ledger import PRAGMAS, Ledger, LedgerView, open_ledger, read_ledger
 from swarm.merkle import EMPTY_ROOT, merkle_root
 from swarm.receipts import UINT128_MAX, Channel, Price, Receipt, SignedVoucher, Voucher
 
@@ -673,7 +673,7 @@ def test_a_ledger_that_is_not_there_is_not_made_by_reading(path: Path) -> None:
     assert not path.parent.exists()
 
 
-async def test_it_runs_in_wal_mode_with_full_syncs(path: Path) -> None:
+async def test_it_runs_with_the_settings_it_names(path: Path) -> None:
     async with open_ledger(path) as ledger:
-        assert ledger._writer.pragma("journal_mode") == "wal"
-        assert ledger._writer.pragma("synchronous") == 2
+        found = {name: ledger._writer.pragma(name) for name in PRAGMAS}
+    assert found == {"journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "foreign_keys": 1}
