@@ -1,0 +1,80 @@
+"""What the command line writes: data on stdout, everything for people's eyes on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+RED = "31"
+GREEN = "32"
+YELLOW = "33"
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether to colour what goes to ``stream``: a terminal, and NO_COLOR (no-color.org) is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, colour: str, stream: TextIO) -> str:
+    """``text`` in a colour, where ``stream`` shows colours."""
+    return f"\033[{colour}m{text}\033[0m" if colours(stream) else text
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and without control characters: what peers send must not steer the terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def print_error(message: str) -> None:
+    """One red line on stderr."""
+    print(paint(f"swarm: {printable(message)}", RED, sys.stderr), file=sys.stderr, flush=True)
+
+
+def print_progress(message: str) -> None:
+    """One line on stderr about what is going on."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on stdout; ids and hashes as hex, paths as text, dataclasses as objects."""
+    print(json.dumps(value, default=_jsonable, ensure_ascii=False), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """A table on stdout, for people; numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for at, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[at], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(_cell(value))) for value in row))
+    Console(highlight=False).print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _jsonable(value: object) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence | set | frozenset):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

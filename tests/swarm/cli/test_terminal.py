@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from swarm.cli.terminal import (
+    RED,
+    colours,
+    paint,
+    print_error,
+    print_json,
+    print_progress,
+    print_table,
+    printable,
+)
+from swarm.ids import PeerId
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    name: str
+    peer: PeerId
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert colours(Terminal())
+    assert not colours(io.StringIO())
+    assert paint("no", RED, Terminal()) == "\033[31mno\033[0m"
+    assert paint("no", RED, io.StringIO()) == "no"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours(Terminal())
+    monkeypatch.setenv("NO_COLOR", "")
+    assert colours(Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert not colours(Terminal())
+
+
+def test_what_peers_send_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable("a\nb\x1b[2Jc\u202ed") == "a b [2Jc d"
+    print_error("peer says \x1b]0;title\x07")
+    print_progress("one\ntwo")
+    assert capsys.readouterr() == ("", "swarm: peer says  ]0;title \none two\n")
+
+
+def test_json_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json(
+        {"peer": PeerId(b"\xab" * 32), "row": Row(name="é", peer=PeerId(bytes(32))), "path": Path("/x"), "t": (1,)}
+    )
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "")
+    assert json.loads(out) == {
+        "peer": "ab" * 32,
+        "row": {"name": "é", "peer": "00" * 32},
+        "path": "/x",
+        "t": [1],
+    }
+
+
+def test_what_has_no_json_form_is_refused() -> None:
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        print_json({"x": object()})
+
+
+def test_a_table_shows_every_cell_as_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(["name", "amount"], [["[red]x[/red]", 1234567], [None, 5]], title="Payments")
+    out, err = capsys.readouterr()
+    assert err == ""
+    for text in ("Payments", "name", "amount", "[red]x[/red]", "1,234,567"):
+        assert text in out
