@@ -18,10 +18,10 @@ statistics  figures for operators                                          error
 
 from __future__ import annotations
 
-from dht.config import DhtConfig
+from dht.config import DhtConfig, EngineConfig
 from dht.contacts import Contact, Endpoint
 from dht.directory import Directory
-from dht.engine import Engine, EngineConfig, Finished
+from dht.engine import Engine, Finished
 from dht.errors import ConflictError
 from dht.items import ImmutableItem, MutableItem
 from dht.keys import NodeId, Target

@@ -21,6 +21,8 @@ WIDENING = 1.5
 ATTEMPTS = 3  # at 10 % loss each way, 0.7 % of live peers look dead
 SAMPLES_PER_PEER = 16
 SAMPLES_OVERALL = 64
+SILENT_FOR = 120.0  # seconds a peer that was given up is asked but not waited for: others go on naming it meanwhile
+MAX_SILENT = 1024
 MAX_PEERS_MEASURED = 4096  # round trips remembered: under 1 MB
 
 
@@ -76,6 +78,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.round_trips = RoundTrips()
+        self._silent: OrderedDict[Endpoint, float] = OrderedDict()  # until when, earliest first
         self._by_transaction: dict[bytes, Call] = {}
         self._deadlines: list[tuple[float, bytes]] = []  # a heap; an entry counts while its transaction is the latest
 
@@ -105,8 +108,27 @@ class Calls:
         if call is None or call.endpoint != endpoint:
             return None
         self.round_trips.add(endpoint, max(0.0, now - call.sent[transaction]))
+        self.heard(endpoint)
         self.close(call)
         return call
+
+    def heard(self, endpoint: Endpoint) -> None:
+        """Note a sign of life."""
+        self._silent.pop(endpoint, None)
+
+    def give_up(self, call: Call, now: float) -> None:
+        """Close a call that nobody answered."""
+        self.close(call)
+        self._silent[call.endpoint] = now + SILENT_FOR
+        self._silent.move_to_end(call.endpoint)
+        if len(self._silent) > MAX_SILENT:
+            self._silent.popitem(last=False)
+
+    def silent(self, now: float) -> frozenset[Endpoint]:
+        """Endpoints that were given up lately and gave no sign of life since."""
+        while self._silent and next(iter(self._silent.values())) <= now:
+            self._silent.popitem(last=False)
+        return frozenset(self._silent)
 
     def due(self, now: float) -> list[Call]:
         """Calls whose wait is over. Each is to be sent again or closed."""

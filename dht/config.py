@@ -1,9 +1,11 @@
-"""How a DHT node is set up."""
+"""How a DHT node, and the engine inside it, are set up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
+from dht.contacts import Endpoint
 from dht.keys import NodeId
 from swarm.errors import UsageError
 
@@ -39,3 +41,30 @@ class DhtConfig:
                 raise UsageError(f"{host}:{port} is no address; give HOST:PORT with a port up to 65535")
         if any(port == 0 for _, port in self.bootstrap):
             raise UsageError("a bootstrap address needs a port from 1 to 65535")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What one engine is."""
+
+    node_id: NodeId
+    """The id it is known by."""
+
+    host: str | None = None
+    """The numeric address that others reach it at, where that is known; else it believes what they say."""
+
+    read_only: bool = False
+    """Ask only, answer nothing, and say so (BEP 43)."""
+
+    routers: tuple[Endpoint, ...] = ()
+    """Addresses to begin from whenever no contact is known."""
+
+
+class Randomness(Protocol):
+    """What the engine needs of a `random.Random`: seeded in simulations, the system's in production."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+
+    def randbytes(self, n: int, /) -> bytes:
+        """``n`` random bytes."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from dht.calls import ATTEMPTS, Call, Calls
+from dht.config import EngineConfig, Randomness
 from dht.contacts import Contact, Endpoint
 from dht.errors import ConflictError, RejectedQuery
 from dht.items import Item
@@ -30,7 +30,7 @@ from dht.operations import (
     put,
 )
 from dht.outcomes import Outcome, Stored
-from dht.publications import Announcement, Publication, Publications, PublishedItem
+from dht.publications import Announcement, Publication, Publications, PublishedItem, Publishing
 from dht.routing import BUCKET_SIZE, RoutingTable
 from dht.server import Server, refusal
 from dht.statistics import Counters, Statistics
@@ -45,47 +45,12 @@ MAX_PINGS = 64  # upkeep pings in flight: a flood of strangers must not become a
 REFRESHES_PER_SWEEP = 2
 
 
-class Randomness(Protocol):
-    """What the engine needs of a `random.Random`: seeded in simulations, the system's in production."""
-
-    def random(self) -> float:
-        """A number in [0, 1)."""
-
-    def randbytes(self, n: int, /) -> bytes:
-        """``n`` random bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """What one engine is."""
-
-    node_id: NodeId
-    """The id it is known by."""
-
-    host: str | None = None
-    """The numeric address that others reach it at, where that is known; else it believes what they say."""
-
-    read_only: bool = False
-    """Ask only, answer nothing, and say so (BEP 43)."""
-
-    routers: tuple[Endpoint, ...] = ()
-    """Addresses to begin from whenever no contact is known."""
-
-
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The operation of this number has an outcome."""
 
     operation: int
     outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Publishing:
-    """What a store operation publishes (an item is known only when it is put), and whether it is a repetition."""
-
-    publication: Publication | None = None
-    again: bool = False
 
 
 class Engine:
@@ -192,12 +157,12 @@ class Engine:
 
     def find_node(self, target: Target, now: float) -> int:
         """Find the nodes nearest to ``target``."""
-        return self._start(Search(target, self._begin(target)), now)
+        return self._start(Search(target, self._begin(target, now)), now)
 
     def bootstrap(self, routers: Iterable[Endpoint], now: float) -> int:
         """Join through ``routers``: ask them, and then whoever they name, for the nodes nearest to us."""
         target = Target(self.node_id)
-        return self._start(Search(target, self._begin(target, tuple(routers))), now)
+        return self._start(Search(target, self._begin(target, now, tuple(routers))), now)
 
     def get_peers(self, target: Target, now: float) -> int:
         """Find the peers announced under ``target``; `PeersFound`."""
@@ -260,6 +225,7 @@ class Engine:
         if packet.sender == self.node_id or self.config.read_only:
             return
         self._counters.answered += 1
+        self._calls.heard(endpoint)
         self._send(self._server.answer(packet, endpoint, now), endpoint)
         if not packet.read_only:
             self._check(self._table.noticed(Contact(packet.sender, endpoint), now), now)
@@ -312,11 +278,13 @@ class Engine:
                 operation.timed_out(call.endpoint, call.attempts - 1)
                 self._pump(call.operation, now)
             return
-        self._calls.close(call)
         self._pinging.discard(call.endpoint)
-        if call.attempts > 1:  # one lost datagram is no failure
+        if call.attempts > 1:
+            self._calls.give_up(call, now)
             self._counters.timeouts += 1
             self._table.failed(call.endpoint)
+        else:
+            self._calls.close(call)  # its operation is over, and one lost datagram is no failure
         if operation is not None:
             operation.failed(call.endpoint, None)
             self._pump(call.operation, now)
@@ -360,16 +328,20 @@ class Engine:
         if operation.finished:
             del self._operations[number]
 
-    def _begin(self, target: Target, routers: tuple[Endpoint, ...] = ()) -> Start:
-        seeds = tuple(self._table.closest(target, BUCKET_SIZE))
+    def _begin(self, target: Target, now: float, routers: tuple[Endpoint, ...] = ()) -> Start:
         fallback = self._routers if self._table.is_cut_off else ()
-        return Start(own_id=self.node_id, seeds=seeds, routers=routers or fallback)
+        return Start(
+            own_id=self.node_id,
+            seeds=tuple(self._table.closest(target, BUCKET_SIZE)),
+            routers=routers or fallback,
+            silent=self._calls.silent(now),
+        )
 
     def _peer_search(self, target: Target, now: float) -> PeerSearch:
-        return PeerSearch(target, self._begin(target), self._server.peers_under(target, now))
+        return PeerSearch(target, self._begin(target, now), self._server.peers_under(target, now))
 
     def _item_search(self, target: Target, salt: bytes, now: float) -> ItemSearch:
-        return ItemSearch(target, self._begin(target), salt=salt, known=self._items.get(target, now))
+        return ItemSearch(target, self._begin(target, now), salt=salt, known=self._items.get(target, now))
 
     # Publishing -------------------------------------------------------------------------------------------------
 

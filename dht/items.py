@@ -13,7 +13,7 @@ from dht.errors import RejectedQuery
 from dht.keys import Target
 from dht.krpc import MAX_SEQ, PROTOCOL_ERROR, Put, Reply
 from swarm.codec import Value, decode, encode
-from swarm.errors import UsageError
+from swarm.errors import ProtocolError, UsageError
 from swarm.identity import Identity, verify_raw
 from swarm.ids import PeerId
 
@@ -113,9 +113,20 @@ def signed_bytes(salt: bytes, seq: int, encoded: bytes) -> bytes:
     return head + b"3:seqi%de1:v" % seq + encoded
 
 
+def encode_value(value: Value) -> bytes:
+    """The bencoded form of a value of ours. Raises `UsageError` where BEP 44 or the packet format cannot carry it."""
+    try:
+        encode([[value]])  # as deep as it stands in a packet
+    except ProtocolError as error:
+        raise UsageError(f"the DHT cannot carry this value: {error.message}; change it") from error
+    encoded = encode(value)
+    _check_value(encoded)
+    return encoded
+
+
 def sign_item(identity: Identity, value: Value, *, salt: bytes = b"", seq: int) -> MutableItem:
     """Make a signed mutable item. Raises `UsageError` for a value or salt that is too large."""
-    encoded = encode(value)
+    encoded = encode_value(value)
     signature = identity.sign_raw(signed_bytes(salt, seq, encoded))
     return MutableItem(public_key=identity.peer_id, seq=seq, encoded=encoded, signature=signature, salt=salt)
 

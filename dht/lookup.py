@@ -6,8 +6,8 @@ long as fewer than `WIDTH` nearer ones have answered. What a peer can do to a lo
     fresh ──asked──> asked ──first timeout──> slow ──second timeout──> overdue ──last timeout──> failed
                        └───────────┴───────── answered ──────────────────┘
 
-A *slow* candidate gives its slot to the next one but is still waited for; an *overdue* one is not waited for any more,
-though a late answer of it still counts.
+A *slow* candidate gives its slot to the next one but is still waited for. An *overdue* one is not waited for any more
+unless nobody answers at all; a late answer of it still counts. Those known to be silent are overdue from the start.
 """
 
 from __future__ import annotations
@@ -50,8 +50,12 @@ class Candidate:
 class Lookup:
     """One traversal towards ``target``. Every endpoint is asked at most once, whatever ids it claims."""
 
-    def __init__(self, target: bytes, own_id: NodeId, seeds: Iterable[Contact]) -> None:
+    def __init__(
+        self, target: bytes, own_id: NodeId, seeds: Iterable[Contact], silent: frozenset[Endpoint] = frozenset()
+    ) -> None:
+        """``silent`` are endpoints that lately left everything unanswered."""
         self.target = target
+        self._silent = silent
         self._own_id = own_id
         self._candidates: list[Candidate] = []
         self._by_endpoint: dict[Endpoint, Candidate] = {}
@@ -92,9 +96,12 @@ class Lookup:
             elif candidate.state is State.ASKED:
                 in_flight += 1
             elif candidate.state is State.FRESH:
-                candidate.state = State.ASKED
-                in_flight += 1
                 chosen.append(candidate.contact)
+                if candidate.contact.endpoint in self._silent:
+                    candidate.state = State.OVERDUE
+                else:
+                    candidate.state = State.ASKED
+                    in_flight += 1
         return chosen
 
     def answered(self, contact: Contact, nodes: Iterable[Contact]) -> None:
@@ -124,15 +131,17 @@ class Lookup:
     @property
     def finished(self) -> bool:
         """Whether the nearest `WIDTH` that can be reached have answered."""
-        answered = 0
+        answered = overdue = 0
         for candidate in self._candidates:
             if candidate.state is State.ANSWERED:
                 answered += 1
                 if answered >= WIDTH:
                     return True
-            elif candidate.state in (State.FRESH, State.ASKED, State.SLOW):
+            elif candidate.state is State.OVERDUE:
+                overdue += 1
+            elif candidate.state is not State.FAILED:
                 return False
-        return True
+        return answered > 0 or overdue == 0
 
     def nearest(self) -> list[Contact]:
         """Up to `WIDTH` contacts that answered, nearest first."""

@@ -11,15 +11,15 @@ from typing import TypeVar
 
 import trio
 
-from dht.config import DhtConfig
+from dht.config import DhtConfig, EngineConfig, Randomness
 from dht.contacts import Contact, Endpoint
-from dht.engine import Engine, EngineConfig, Randomness
-from dht.items import ImmutableItem, Item, MutableItem, mutable_target, sign_item
+from dht.engine import Engine
+from dht.items import ImmutableItem, Item, MutableItem, encode_value, mutable_target, sign_item
 from dht.keys import NodeId, Target, info_target, secure_id
 from dht.krpc import MAX_RECEIVED
 from dht.outcomes import ItemFound, Outcome, PeersFound, Stored
 from dht.statistics import Statistics
-from swarm.codec import Value, encode
+from swarm.codec import Value
 from swarm.errors import ClosedError, ResourceError, UnavailableError, UnreachableError, UsageError
 from swarm.identity import Identity
 
@@ -111,7 +111,7 @@ class Node:
 
     async def put_immutable(self, value: Value) -> Target:
         """Store ``value`` (at most 1000 bytes bencoded) under its hash, now and every hour (BEP 44)."""
-        item = ImmutableItem(encoded=encode(value))
+        item = ImmutableItem(encoded=encode_value(value))
         self._check_stored(await self._run(lambda now: self._engine.put(item.target, lambda _: item, now), Stored))
         return item.target
 
@@ -152,7 +152,7 @@ class Node:
 
     # The driver -------------------------------------------------------------------------------------------------
 
-    async def receive_forever(self) -> None:
+    async def _receive_forever(self) -> None:
         """Take datagrams from the socket to the engine."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)
@@ -166,7 +166,7 @@ class Node:
                 self._engine.receive_datagram(data, addr[:2], trio.current_time())
             self._flush()
 
-    async def run_timers(self) -> None:
+    async def _run_timers(self) -> None:
         """Wake the engine at its deadlines."""
         while True:
             self._wake = trio.Event()
@@ -177,7 +177,7 @@ class Node:
                 self._engine.handle_timer(now)
                 self._flush()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Wake everybody who waits; they raise `ClosedError`."""
         self._closed = True
         for waiter in self._waiters.values():
@@ -253,14 +253,14 @@ async def open_node(config: DhtConfig | None = None) -> AsyncIterator[Node]:
         node = Node(_make_engine(config), sock)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(node.receive_forever)
-                nursery.start_soon(node.run_timers)
+                nursery.start_soon(node._receive_forever)
+                nursery.start_soon(node._run_timers)
                 try:
                     if config.bootstrap:
                         await node.bootstrap(config.bootstrap)
                     yield node
                 finally:
-                    node.close()
+                    node._close()
                     nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The nursery wraps what the block raised; callers are to see it as they raised it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from dht.contacts import Contact, Endpoint
 from dht.errors import ConflictError
@@ -37,6 +37,9 @@ class Request:
 
     endpoint: Endpoint
     query: Query
+
+
+Offer: TypeAlias = Callable[[Endpoint, bytes], Query]  # a storer and its token -> what it is asked to store
 
 
 class Operation(Protocol):
@@ -94,11 +97,15 @@ class PingOperation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Where a search begins: our id, contacts of the routing table, and bootstrap addresses without known ids."""
+    """Where a search begins: our id, contacts of the routing table, and bootstrap addresses without known ids.
+
+    ``silent`` are endpoints that are not worth waiting for.
+    """
 
     own_id: NodeId
     seeds: tuple[Contact, ...]
     routers: tuple[Endpoint, ...] = ()
+    silent: frozenset[Endpoint] = frozenset()
 
 
 class Search:
@@ -106,7 +113,7 @@ class Search:
 
     def __init__(self, target: Target, start: Start) -> None:
         self.target = target
-        self.lookup = Lookup(target, start.own_id, start.seeds)
+        self.lookup = Lookup(target, start.own_id, start.seeds, start.silent)
         self.tokens: dict[Endpoint, bytes] = {}
         self._routers_to_ask = list(dict.fromkeys(start.routers))
         self._routers_pending = set(self._routers_to_ask)
@@ -194,12 +201,18 @@ class ItemSearch(Search):
         super().__init__(target, start)
         self._salt = salt
         self.item = known
+        self.seqs: dict[Endpoint, int] = {}  # what each storer holds
         self._agreeing = 0 if known is None else 1
 
     @property
     def outcome(self) -> Outcome | None:
         settled = isinstance(self.item, ImmutableItem) or self._agreeing >= AGREEING
         return self._outcome() if settled or self.finished else None
+
+    def replied(self, endpoint: Endpoint, packet: ReplyPacket) -> None:
+        if packet.reply.seq is not None:
+            self.seqs[endpoint] = packet.reply.seq
+        super().replied(endpoint, packet)
 
     def _query(self) -> Query:
         return Get(target=self.target)
@@ -224,8 +237,8 @@ class ItemSearch(Search):
 class Store:
     """A search, and then a store query to each of the nearest that answered with a token."""
 
-    def __init__(self, search: Search, queries: Callable[[], Callable[[bytes], Query]]) -> None:
-        """``queries`` is called once the search is finished; what it returns makes a query from a token.
+    def __init__(self, search: Search, queries: Callable[[], Offer]) -> None:
+        """``queries`` is called once the search is finished; what it returns makes each storer's query.
 
         It may raise a `SwarmError`, which becomes the outcome.
         """
@@ -273,7 +286,7 @@ class Store:
             return requests
         tokens = self._search.tokens
         offers = [
-            Request(contact.endpoint, query(tokens[contact.endpoint]))
+            Request(contact.endpoint, query(contact.endpoint, tokens[contact.endpoint]))
             for contact in self._search.lookup.nearest()
             if contact.endpoint in tokens
         ]
@@ -320,8 +333,8 @@ class Store:
 def announce(search: PeerSearch, port: int) -> Store:
     """Announce ``port`` to the nodes that ``search`` finds."""
 
-    def queries() -> Callable[[bytes], Query]:
-        return lambda token: AnnouncePeer(info_hash=search.target, port=port, token=token)
+    def queries() -> Offer:
+        return lambda _, token: AnnouncePeer(info_hash=search.target, port=port, token=token)
 
     return Store(search, queries)
 
@@ -329,16 +342,17 @@ def announce(search: PeerSearch, port: int) -> Store:
 def put(search: ItemSearch, make_item: Callable[[Item | None], Item], cas: int | None = None) -> Store:
     """Put at the nodes that ``search`` finds what ``make_item`` makes of the newest item seen on the way there.
 
-    With ``cas`` given, only over an item of that seq.
+    With ``cas`` given, only if that is the newest seq. Storers that lag behind are then offered it over what they
+    themselves hold: a plain cas would leave them behind for ever.
     """
 
-    def queries() -> Callable[[bytes], Query]:
+    def queries() -> Offer:
         current = search.item
         item = make_item(current)
         if isinstance(item, MutableItem) and isinstance(current, MutableItem):
             _check_succession(current, item, cas)
         store.item = item
-        return lambda token: item.put(token, cas)
+        return lambda endpoint, token: item.put(token, None if cas is None else search.seqs.get(endpoint))
 
     store = Store(search, queries)
     return store

@@ -39,6 +39,14 @@ Publication: TypeAlias = Announcement | PublishedItem
 
 
 @dataclass(frozen=True, slots=True)
+class Publishing:
+    """What a store operation publishes (an item is known only when it is put), and whether it is a repetition."""
+
+    publication: Publication | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Planned:
     publication: Publication
     due: float

@@ -97,6 +97,8 @@ class RoutingTable:
             return contact  # it was given up, but it speaks
         if entry is not None:
             return entry.contact if entry.is_questionable(now) else None
+        if _find(bucket.cache, contact.node_id) is not None:
+            return None  # it has earned its place in the queue
         has_room = len(bucket.entries) < BUCKET_SIZE or any(e.is_bad for e in bucket.entries)
         return contact if has_room or len(bucket.cache) < CACHE_SIZE else None
 

@@ -1,0 +1,80 @@
+"""Hypothesis strategies for the DHT's values."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from dht.contacts import Contact, Endpoint
+from dht.keys import NodeId, Target
+from dht.krpc import (
+    AnnouncePeer,
+    ErrorPacket,
+    FindNode,
+    Get,
+    GetPeers,
+    Packet,
+    Ping,
+    Put,
+    QueryPacket,
+    Reply,
+    ReplyPacket,
+    UnknownQuery,
+)
+
+NODE_IDS = st.binary(min_size=20, max_size=20).map(NodeId)
+TARGETS = st.binary(min_size=20, max_size=20).map(Target)
+PORTS = st.integers(1, 65535)
+V4_ENDPOINTS = st.builds(Endpoint, st.ip_addresses(v=4).map(str), PORTS)
+V6_ENDPOINTS = st.builds(Endpoint, st.ip_addresses(v=6).map(lambda address: address.compressed), PORTS)
+ENDPOINTS = st.one_of(V4_ENDPOINTS, V6_ENDPOINTS)
+V4_CONTACTS = st.builds(Contact, NODE_IDS, V4_ENDPOINTS)
+V6_CONTACTS = st.builds(Contact, NODE_IDS, V6_ENDPOINTS)
+
+SEQS = st.integers(0, 2**63 - 1)
+VALUES = st.recursive(
+    st.one_of(st.integers(-(2**63), 2**63), st.binary(max_size=40)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.binary(max_size=8), inner, max_size=3)),
+    max_leaves=6,
+)
+TOKENS = st.binary(max_size=16)
+KEYS = st.binary(min_size=32, max_size=32)
+SIGNATURES = st.binary(min_size=64, max_size=64)
+
+QUERIES = st.one_of(
+    st.just(Ping()),
+    st.builds(FindNode, target=TARGETS),
+    st.builds(GetPeers, info_hash=TARGETS),
+    st.builds(AnnouncePeer, info_hash=TARGETS, port=PORTS, token=TOKENS, implied_port=st.booleans()),
+    st.builds(Get, target=TARGETS, seq=st.none() | SEQS),
+    st.builds(Put, token=TOKENS, value=VALUES),
+    st.builds(
+        Put,
+        token=TOKENS,
+        value=VALUES,
+        public_key=KEYS,
+        salt=st.binary(max_size=64),
+        seq=SEQS,
+        signature=SIGNATURES,
+        cas=st.none() | SEQS,
+    ),
+    st.builds(UnknownQuery, method=st.just(b"vote"), target=st.none() | TARGETS),
+)
+REPLIES = st.builds(
+    Reply,
+    nodes=st.lists(V4_CONTACTS, max_size=8).map(tuple),
+    nodes6=st.lists(V6_CONTACTS, max_size=8).map(tuple),
+    token=st.none() | TOKENS,
+    peers=st.lists(ENDPOINTS, max_size=8).map(tuple),
+    value=st.none() | VALUES,
+    public_key=st.none() | KEYS,
+    seq=st.none() | SEQS,
+    signature=st.none() | SIGNATURES,
+)
+TRANSACTIONS = st.binary(min_size=1, max_size=32)
+PACKETS: st.SearchStrategy[Packet] = st.one_of(
+    st.builds(QueryPacket, transaction=TRANSACTIONS, sender=NODE_IDS, query=QUERIES, read_only=st.booleans()),
+    st.builds(ReplyPacket, transaction=TRANSACTIONS, sender=NODE_IDS, reply=REPLIES, external=st.none() | ENDPOINTS),
+    st.builds(
+        ErrorPacket, transaction=TRANSACTIONS, error_code=st.integers(0, 400), message=st.text("abc é", max_size=40)
+    ),
+)
