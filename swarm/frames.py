@@ -10,6 +10,7 @@ session's prefill from stalling another's token.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -71,7 +72,7 @@ def pack_message(stream: int, header: bytes, raw: bytes | memoryview = b"", *, f
     return frames
 
 
-def split_message(body: bytes) -> tuple[bytes, memoryview]:
+def split_message(body: bytes | bytearray) -> tuple[bytes, memoryview]:
     """The header and the raw part of a whole message. Raises `ProtocolError` when the lengths do not fit."""
     if len(body) < _LENGTH.size:
         raise ProtocolError(f"a message of {len(body)} bytes has no header")
@@ -79,7 +80,7 @@ def split_message(body: bytes) -> tuple[bytes, memoryview]:
     end = _LENGTH.size + length
     if end > len(body):
         raise ProtocolError(f"a message's header of {length} bytes does not fit in its {len(body)}")
-    return body[_LENGTH.size : end], memoryview(body)[end:]
+    return bytes(body[_LENGTH.size : end]), memoryview(body)[end:].toreadonly()
 
 
 class FrameReader:
@@ -90,18 +91,24 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def receive(self, data: bytes) -> list[Frame]:
-        """Add bytes; the frames that are now whole. Raises `ProtocolError` for an oversized frame."""
+    def receive(self, data: bytes) -> Iterator[Frame]:
+        """Add bytes; the frames that are now whole, one by one. The iterator raises `ProtocolError` where it comes to
+        an oversized frame, so that what came before it counts however the bytes were cut.
+        """
         self._buffer += data
-        buffer, start, frames = self._buffer, 0, []
-        while len(buffer) - start >= HEADER_SIZE:
-            length, kind, flags, stream = _HEADER.unpack_from(buffer, start)
-            if length > MAX_PAYLOAD:
-                raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_PAYLOAD}")
-            end = start + HEADER_SIZE + length
-            if end > len(buffer):
-                break
-            frames.append(Frame(kind, flags, stream, bytes(buffer[start + HEADER_SIZE : end])))
-            start = end
-        del buffer[:start]
-        return frames
+        return self._cut()
+
+    def _cut(self) -> Iterator[Frame]:
+        buffer, start = self._buffer, 0
+        try:
+            while len(buffer) - start >= HEADER_SIZE:
+                length, kind, flags, stream = _HEADER.unpack_from(buffer, start)
+                if length > MAX_PAYLOAD:
+                    raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_PAYLOAD}")
+                end = start + HEADER_SIZE + length
+                if end > len(buffer):
+                    break
+                start, payload = end, bytes(buffer[start + HEADER_SIZE : end])
+                yield Frame(kind, flags, stream, payload)
+        finally:
+            del buffer[:start]

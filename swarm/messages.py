@@ -16,6 +16,7 @@ A stream starts with one request and belongs to it until both sides have ended i
 
 from __future__ import annotations
 
+import struct
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -29,6 +30,9 @@ MAX_OBJECT = 32 << 20  # an object served by hash: manifest, torrent, tokenizer,
 OBJECT_PART = 1 << 20  # bytes of an object in one message, so that other streams get their turn
 MAX_STAGES = 256  # stages in one chain; more would spend its time on hops
 MAX_STOP_IDS = 64
+MAX_BIASES = 1024
+MAX_RETRY_AFTER = 3600.0  # seconds; longer than any queue is worth waiting for
+PREFILL_CHUNK = 512  # positions of a prompt in one step; part of the protocol, as each is a chunk of the signed roots
 
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Hash32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -36,6 +40,10 @@ Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Layer = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+# Bounds also keep NaN out, which no comparison catches later.
+Bias = Annotated[float, msgspec.Meta(ge=-100.0, le=100.0)]
+LogProb = Annotated[float, msgspec.Meta(le=1.0)]  # -inf is one: a token that cannot be drawn
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -64,7 +72,7 @@ class Failure(Message, frozen=True, tag=3):
 
     code: Text
     message: Text
-    retry_after: float = 0.0
+    retry_after: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_RETRY_AFTER)] = 0.0
     culprit: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
@@ -112,10 +120,10 @@ class Sampling(Message, frozen=True):
     """Keep the k likeliest tokens; 0 keeps all."""
     min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
-    logit_bias: dict[int, float] = {}
+    presence_penalty: Bias = 0.0
+    frequency_penalty: Bias = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)] = 1.0
+    logit_bias: Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=MAX_BIASES)] = {}
     logprobs: Annotated[int, msgspec.Meta(ge=-1, le=20)] = -1
     """-1 for none, n ≥ 0 for the drawn token's and the n likeliest tokens'."""
 
@@ -142,7 +150,7 @@ class OpenSession(Message, frozen=True, tag=20):
     voucher: Annotated[bytes, msgspec.Meta(max_length=188)] = b""
     voucher_signature: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
     sampling: Sampling = Sampling()
-    stop_ids: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_STOP_IDS)] = ()
+    stop_ids: Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=MAX_STOP_IDS)] = ()
     service_class: Text = "standard"
     audit: Text = "open"
 
@@ -192,9 +200,9 @@ class Tokens(Message, frozen=True, tag=26):
 
     chain_epoch: Count
     position: Count
-    ids: tuple[int, ...]
+    ids: tuple[TokenId, ...]
     finish: Text = ""
-    logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    logprobs: tuple[tuple[LogProb, tuple[tuple[TokenId, LogProb], ...]], ...] = ()
 
 
 class CloseSession(Message, frozen=True, tag=27):
@@ -299,3 +307,15 @@ def decode(data: bytes | memoryview) -> AnyMessage:
         return _DECODER.decode(data)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise ProtocolError(f"not a message of the peer protocol: {error}") from error
+
+
+def pack_ids(ids: tuple[int, ...] | list[int]) -> bytes:
+    """Token ids as they travel: u32, little-endian."""
+    return struct.pack(f"<{len(ids)}I", *ids)
+
+
+def unpack_ids(raw: bytes | memoryview) -> tuple[int, ...]:
+    """Token ids off the wire. Raises `ProtocolError` for a length that is no multiple of four."""
+    if len(raw) % 4:
+        raise ProtocolError(f"{len(raw)} bytes are no token ids")
+    return struct.unpack(f"<{len(raw) // 4}I", raw)

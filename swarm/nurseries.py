@@ -19,7 +19,15 @@ async def open_nursery() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        raise single_error(group) from None
+        error = single_error(group)
+        if error is group:
+            raise
+        context = error.__context__
+        try:
+            raise error  # never `from`: it has causes of its own
+        finally:
+            error.__context__ = context
+            del error
 
 
 def single_error(group: BaseException) -> BaseException:

@@ -2,46 +2,40 @@
 
 A `Peer` is one connection, the same object on either side once it is open. Its reader and its writer run in the
 nursery of `open_peer` or `serve_peers`; every stream the other side opens gets a task there that runs the handler.
+What goes wrong in that task goes to the other side as a `Failure` and hurts no other stream; what was no `SwarmError`
+is also logged, with its traceback, by the logger ``swarm.peer``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
-from swarm.errors import (
-    BusyError,
-    ClosedError,
-    MissingLayersError,
-    PaymentError,
-    ProtocolError,
-    RemoteError,
-    ResourceError,
-    SwarmError,
-    UnavailableError,
-    UnknownModelError,
-    UnreachableError,
-    UsageError,
-    VerificationError,
-)
+from swarm.errors import ClosedError, ResourceError, SwarmError, UnreachableError, VerificationError
+from swarm.failures import error_of, failure_of
 from swarm.identity import Identity
 from swarm.ids import PeerId
-from swarm.messages import Failure, Message
-from swarm.nurseries import open_nursery
-from swarm.protocol import MAX_QUEUED, Closed, Connection, Ended, Event, Opened, Received, Reset, State
+from swarm.messages import Message
+from swarm.nurseries import open_nursery, single_error
+from swarm.protocol import MAX_STREAMS, Closed, Connection, Ended, Event, Opened, Received, Reset, State
+from swarm.streams import Stream
 from swarm.tls import client_context, remote_key, server_context
 
+__all__ = ["Handler", "Peer", "Stream", "error_of", "failure_of", "open_peer", "serve_peers"]
+
 CONNECT_TIMEOUT = 10.0  # seconds for TCP, TLS and the greeting together
-MAX_GREETING = 256  # connections that may be in their handshake at once
+MAX_GREETING = 256  # connections that have proven nothing yet; the oldest makes room for the next
+MAX_HANDLERS = MAX_STREAMS  # tasks of one connection; a stream that is reset may leave its task at work for a while
+GOODBYE_TIMEOUT = 0.5  # seconds that a closing side waits for the other to take its goodbye
 _READ_SIZE = 256 << 10
 
+_log = logging.getLogger("swarm.peer")
 _M = TypeVar("_M", bound=Message)
 
 
@@ -49,86 +43,6 @@ class Handler(Protocol):
     """Serves one stream that the other side has opened; ``request`` is its first message."""
 
     async def __call__(self, peer: Peer, stream: Stream, request: Received) -> None: ...
-
-
-class Stream:
-    """One ordered exchange of messages.
-
-    Leave its ``async with`` block and what was sent is still delivered, then it is over; leave it by an error and it
-    is dropped on both sides at once.
-    """
-
-    def __init__(self, peer: Peer, stream_id: int) -> None:
-        self.peer = peer
-        self.id = stream_id
-        self._inbox: deque[Received] = deque()
-        self._error: SwarmError | None = None
-        self._wake = trio.Event()
-        self._ended = False  # the other side's direction
-
-    async def send(
-        self, message: Message, raw: bytes | memoryview = b"", *, fin: bool = False, urgent: bool = True
-    ) -> None:
-        """Send one message; waits while too much is queued. Raises `ClosedError` or `UnreachableError`."""
-        await self.peer._send(self.id, message, raw, fin=fin, urgent=urgent)
-
-    async def receive(self) -> Received | None:
-        """The next message, or None when the other side has ended the stream. Raises what ended it otherwise."""
-        while not self._inbox:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                return None
-            self._wake = trio.Event()
-            await self._wake.wait()
-        received = self._inbox.popleft()
-        self.peer._consumed(received)
-        return received
-
-    async def expect(self, kind: type[_M]) -> tuple[_M, memoryview]:
-        """The next message, which must be a ``kind``; a `Failure` becomes the error it stands for."""
-        received = await self.receive()
-        if received is None:
-            raise ProtocolError(f"peer {self.peer.peer_id.short} ended a stream early", peer_id=self.peer.peer_id)
-        if isinstance(received.message, Failure):
-            raise error_of(received.message, self.peer.peer_id)
-        if not isinstance(received.message, kind):
-            raise ProtocolError(
-                f"peer {self.peer.peer_id.short} sent {type(received.message).__name__} for {kind.__name__}",
-                peer_id=self.peer.peer_id,
-            )
-        return received.message, received.raw
-
-    async def fail(self, error: SwarmError) -> None:
-        """Answer with a failure and end the stream; nothing happens if it is already over."""
-        try:
-            await self.send(failure_of(error), fin=True)
-        except (ClosedError, UnreachableError):
-            return
-
-    def reset(self, reason: str = "") -> None:
-        """Drop the stream at once, in both directions."""
-        self.peer._reset(self.id, reason)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.peer._finish(self.id)
-        else:
-            self.reset("abandoned")
-
-    def _deliver(self, received: Received) -> None:
-        self._inbox.append(received)
-        self._ended = received.fin
-        self._wake.set()
-
-    def _end(self, error: SwarmError) -> None:
-        self._error = self._error or error
-        self._wake.set()
 
 
 class Peer:
@@ -140,10 +54,12 @@ class Peer:
         self._handler = handler
         self._streams: dict[int, Stream] = {}
         self._writable = trio.Event()
-        self._drained = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()  # senders that wait because too much is queued
+        self._serving = 0
         self._opened = trio.Event()
+        self._over = trio.Event()
         self._closed: SwarmError | None = None
-        self.address: tuple[str, int] = transport.transport_stream.socket.getpeername()[:2]
+        self.address = _address(transport)
 
     @property
     def peer_id(self) -> PeerId:
@@ -170,14 +86,17 @@ class Peer:
             await stream.send(message, fin=True)
             return await stream.expect(kind)
 
+    async def wait_closed(self) -> None:
+        """Return when the connection is over, whatever ended it."""
+        await self._over.wait()
+
     # ---- between streams and core ---------------------------------------------------------------------------------
 
-    async def _send(self, stream: int, message: Message, raw: bytes | memoryview, *, fin: bool, urgent: bool) -> None:
+    def _is_full(self, *, urgent: bool) -> bool:
         self._raise_if_closed()
-        while self._core.queued > MAX_QUEUED:
-            self._drained = trio.Event()
-            await self._drained.wait()
-            self._raise_if_closed()
+        return self._core.is_full(urgent=urgent)
+
+    def _send(self, stream: int, message: Message, raw: bytes | memoryview, *, fin: bool, urgent: bool) -> None:
         self._core.send(stream, message, raw, fin=fin, urgent=urgent)
         self._writable.set()
 
@@ -197,7 +116,7 @@ class Peer:
 
     def _raise_if_closed(self) -> None:
         if self._closed is not None:
-            raise self._closed
+            raise self._closed.with_traceback(None)
 
     # ---- the two loops --------------------------------------------------------------------------------------------
 
@@ -215,6 +134,7 @@ class Peer:
                 for event in events:
                     self._dispatch(event, nursery)
                 self._writable.set()
+                self._room.unpark_all()
         except UnreachableError as error:
             self._end(error)
         finally:
@@ -224,23 +144,20 @@ class Peer:
         match event:
             case Received():
                 stream = self._streams.get(event.stream)
-                if stream is None:
-                    if not event.first or self._handler is None:
-                        self._core.consumed(event)
-                        if event.first:
-                            self._core.reset(event.stream, "this peer serves nothing")
-                        return
-                    stream = self._streams[event.stream] = Stream(self, event.stream)
-                    stream._ended = event.fin
-                    self._core.consumed(event)
+                if stream is not None:
+                    stream._deliver(event)
+                elif event.first and self._handler is not None and self._serving < MAX_HANDLERS:
+                    stream = self._streams[event.stream] = Stream(self, event.stream, event)
+                    self._serving += 1
                     nursery.start_soon(self._serve, self._handler, stream, event)
                 else:
-                    stream._deliver(event)
+                    self._core.consumed(event)
+                    reason = "this peer serves nothing" if self._handler is None else "too many requests at once"
+                    self._core.reset(event.stream, reason)
             case Ended():
                 stream = self._streams.get(event.stream)
                 if stream is not None:
-                    stream._ended = True
-                    stream._wake.set()
+                    stream._deliver_end()
             case Reset():
                 stream = self._streams.pop(event.stream, None)
                 if stream is not None:
@@ -254,20 +171,23 @@ class Peer:
                 self._end(event.error or ClosedError("the connection is closed", peer_id=self._core.peer_id))
 
     async def _serve(self, handler: Handler, stream: Stream, request: Received) -> None:
-        async with stream:
-            try:
-                await handler(self, stream, request)
-            except SwarmError as error:
-                await stream.fail(error)
+        """Run the handler for one stream. The task boundary: no error of one stream reaches another."""
+        try:
+            async with stream:
+                what = f"the handler of a {type(request.message).__name__}"
+                error = await _outcome(what, handler(self, stream, request))
+                if error is not None:
+                    await stream.fail(error)
+        finally:
+            self._serving -= 1
 
     async def _write(self) -> None:
         try:
             with _mapped(self):
                 while True:
                     while data := self._core.data_to_send():
+                        self._room.unpark_all()
                         await self._transport.send_all(data)
-                        if self._core.queued <= MAX_QUEUED:
-                            self._drained.set()
                     if self._core.state is State.CLOSED:
                         return
                     self._writable = trio.Event()
@@ -281,18 +201,23 @@ class Peer:
             stream._end(self._closed)
         self._streams.clear()
         self._core.close()
+        self._over.set()
         self._opened.set()
-        self._drained.set()
+        self._room.unpark_all()
         self._writable.set()
 
     async def _wait_open(self) -> None:
-        await self._opened.wait()
+        with trio.move_on_after(CONNECT_TIMEOUT):
+            await self._opened.wait()
         self._raise_if_closed()
+        if not self.is_open:
+            name = f"peer {self.peer_id.short} at {self.address[0]}:{self.address[1]}"
+            raise UnreachableError(f"{name} accepted the connection but did not greet", peer_id=self.peer_id)
 
     async def _hang_up(self) -> None:
         """Say goodbye if the other side takes it at once, and close."""
         self._core.close()
-        with trio.move_on_after(0.5, shield=True), _ignored():
+        with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), _ignored():
             if data := self._core.data_to_send():
                 await self._transport.transport_stream.wait_send_all_might_not_block()
                 await self._transport.send_all(data)
@@ -314,11 +239,8 @@ async def open_peer(
     async with open_nursery() as nursery:
         nursery.start_soon(peer._run, nursery)
         try:
-            with trio.fail_after(CONNECT_TIMEOUT):
-                await peer._wait_open()
+            await peer._wait_open()
             yield peer
-        except trio.TooSlowError as error:
-            raise UnreachableError(f"{host}:{port} accepted the connection but did not greet", peer_id=key) from error
         finally:
             await peer._hang_up()
             nursery.cancel_scope.cancel()
@@ -330,13 +252,14 @@ async def _connect(host: str, port: int, expected: PeerId | None) -> tuple[trio.
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
             socket = await trio.open_tcp_stream(host, port)
-            socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
             transport = trio.SSLStream(socket, _client_context(), https_compatible=True)
+            socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
             await transport.do_handshake()
         key = remote_key(transport.getpeercert(binary_form=True))
         if expected is not None and key != expected:
             raise VerificationError(f"{name} answered with another key, {key.short}; it was not used", peer_id=key)
-    except (OSError, trio.TooSlowError, trio.BrokenResourceError, ssl.SSLError) as error:
+    # A host name that nobody could look up is a ValueError; it may have come from another peer.
+    except (OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError) as error:
         if transport is not None:
             await trio.aclose_forcefully(transport)
         raise UnreachableError(f"{name} does not answer ({_why(error)})", peer_id=expected) from error
@@ -360,30 +283,7 @@ async def serve_peers(
 
     ``on_peer`` hears of every connection once it is open. Raises `ResourceError` when the port cannot be had.
     """
-    context = server_context(identity)
-    greeting = trio.CapacityLimiter(MAX_GREETING)
-
-    async def accept(socket: trio.SocketStream) -> None:
-        socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
-        transport = trio.SSLStream(socket, context, server_side=True, https_compatible=True)
-        try:
-            with trio.fail_after(CONNECT_TIMEOUT):
-                async with greeting:
-                    await transport.do_handshake()
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError, ssl.SSLError):
-            await trio.aclose_forcefully(transport)  # somebody who cannot speak TLS 1.3 in time is not a peer
-            return
-        core = Connection(identity, nonce=os.urandom(32), now=trio.current_time())
-        peer = Peer(transport, core, handler)
-        async with open_nursery() as nursery:
-            if on_peer is not None:
-                nursery.start_soon(_announce, peer, on_peer)
-            try:
-                await peer._run(nursery)
-            finally:
-                await peer._hang_up()
-                nursery.cancel_scope.cancel()
-
+    entrance = _Entrance(identity, handler, on_peer)
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
@@ -393,14 +293,89 @@ async def serve_peers(
     async with open_nursery() as nursery:
         for listener in listeners:
             listener.socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
-        nursery.start_soon(trio.serve_listeners, accept, listeners)
+        nursery.start_soon(trio.serve_listeners, entrance.accept, listeners)
         task_status.started(listeners[0].socket.getsockname()[1])
 
 
-async def _announce(peer: Peer, on_peer: Callable[[Peer], Awaitable[None]]) -> None:
-    await peer._opened.wait()
-    if peer.is_open:
-        await on_peer(peer)
+class _Entrance:
+    """Takes connections in: handshake, greeting, and then the connection's life. No connection hurts another."""
+
+    def __init__(self, identity: Identity, handler: Handler, on_peer: Callable[[Peer], Awaitable[None]] | None) -> None:
+        self._identity = identity
+        self._handler = handler
+        self._on_peer = on_peer
+        self._context = server_context(identity)
+        self._unproven: dict[trio.CancelScope, None] = {}
+
+    async def accept(self, socket: trio.SocketStream) -> None:
+        """Serve one connection until it is over."""
+        transport = trio.SSLStream(socket, self._context, server_side=True, https_compatible=True)
+        if await self._shake_hands(transport):
+            await _outcome("a connection", self._keep(transport))
+
+    async def _shake_hands(self, transport: trio.SSLStream[trio.SocketStream]) -> bool:
+        """Whether it speaks TLS 1.3 in time; somebody who does not is no peer."""
+        with self._probation(), _ignored():
+            transport.transport_stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            await transport.do_handshake()
+            return True
+        return False
+
+    async def _keep(self, transport: trio.SSLStream[trio.SocketStream]) -> None:
+        core = Connection(self._identity, nonce=os.urandom(32), now=trio.current_time())
+        peer = Peer(transport, core, self._handler)
+        async with open_nursery() as nursery:
+            nursery.start_soon(self._announce, peer, nursery.cancel_scope)
+            try:
+                await peer._run(nursery)
+            finally:
+                await peer._hang_up()
+                nursery.cancel_scope.cancel()
+
+    async def _announce(self, peer: Peer, connection: trio.CancelScope) -> None:
+        with self._probation() as scope:
+            await peer._opened.wait()
+        if scope.cancelled_caught:
+            connection.cancel()
+        elif self._on_peer is not None and peer.is_open:
+            await _outcome("what follows a greeting", self._on_peer(peer))
+
+    @contextmanager
+    def _probation(self) -> Iterator[trio.CancelScope]:
+        """The time in which a stranger must prove itself. With too many of them, the oldest makes room."""
+        if len(self._unproven) >= MAX_GREETING:
+            oldest = next(iter(self._unproven))
+            del self._unproven[oldest]
+            oldest.cancel()
+        with trio.move_on_after(CONNECT_TIMEOUT) as scope:
+            self._unproven[scope] = None
+            try:
+                yield scope
+            finally:
+                self._unproven.pop(scope, None)
+
+
+async def _outcome(what: str, work: Awaitable[None]) -> SwarmError | None:
+    """Run what one peer has caused, and return the error it ended in. A bug is logged; cancellation goes on."""
+    try:
+        await work
+    except BaseException as raised:
+        error = single_error(raised)
+        if not isinstance(error, Exception):
+            raise
+        if isinstance(error, SwarmError):
+            return error
+        _log.error("%s failed", what, exc_info=error)
+        return SwarmError("an error of this peer's own; its log says more")
+    return None
+
+
+def _address(transport: trio.SSLStream[trio.SocketStream]) -> tuple[str, int]:
+    try:
+        host, port, *_ = transport.transport_stream.socket.getpeername()
+    except OSError:
+        return ("", 0)  # gone already; the reader will find out
+    return (host, port)
 
 
 _contexts: dict[str, ssl.SSLContext] = {}
@@ -435,38 +410,3 @@ def _why(error: BaseException) -> str:
         return f"nothing for {CONNECT_TIMEOUT:.0f} s"
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     return getattr(cause, "strerror", None) or str(error) or type(error).__name__
-
-
-_BY_CODE: dict[str, type[SwarmError]] = {
-    kind.code: kind
-    for kind in (
-        UsageError,
-        ResourceError,
-        RemoteError,
-        ProtocolError,
-        VerificationError,
-        UnavailableError,
-        UnknownModelError,
-        UnreachableError,
-        PaymentError,
-        ClosedError,
-    )
-}
-
-
-def failure_of(error: SwarmError) -> Failure:
-    """The wire form of an error."""
-    retry_after = error.retry_after if isinstance(error, BusyError) else 0.0
-    return Failure(error.code, error.message[:1024], retry_after=retry_after, culprit=bytes(error.peer_id or b""))
-
-
-def error_of(failure: Failure, sender: PeerId) -> SwarmError:
-    """The error that a peer's failure stands for; blames the culprit it names, else its sender."""
-    culprit = PeerId(failure.culprit) if len(failure.culprit) == PeerId.size else sender
-    text = "".join(c if c.isprintable() else "?" for c in failure.message)
-    message = f"peer {sender.short}: {text}"
-    if failure.code == BusyError.code:
-        return BusyError(message, retry_after=min(max(failure.retry_after, 0.0), 3600.0), peer_id=culprit)
-    if failure.code == MissingLayersError.code:
-        return UnavailableError(message, peer_id=culprit)
-    return _BY_CODE.get(failure.code, RemoteError)(message, peer_id=culprit)

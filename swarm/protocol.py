@@ -13,23 +13,25 @@ The connection runs inside TLS 1.3, which has already proven the called side's k
 Before OPEN only the greeting is accepted, on stream 0. A rule that is broken closes the connection with a
 `ProtocolError` that names the peer; a stream that is refused or abandoned is RESET and hurts no other.
 
-Sending: each stream may have `STREAM_WINDOW` bytes on the way or unread at the other side, the connection
-`CONNECTION_WINDOW`. **A message starts only when all of it fits both windows**, and messages of one class go one
-after another, so a message that has started always ends: no deadlock over half-received messages. Urgent messages
-(tokens, decode steps, control) go before the frames of bulk ones (prefill, objects), frame by frame.
+Sending is in `swarm.outbox`: windows, and urgent messages (tokens, decode steps, control) before bulk ones (prefill,
+objects). What it may send is checked here on arrival: a peer that overruns a window has broken a rule.
 
-Liveness: a peer that has been silent for `HEARTBEAT` seconds is pinged; after `DEAD_AFTER` it is dead.
+Streams need not arrive in the order of their ids, since an urgent message overtakes a bulk one: ids below the highest
+seen that have not been used are remembered. A stream that is dropped before anything was sent on it is RESET too.
+
+Liveness: a peer that has been silent for `HEARTBEAT` seconds is pinged; after `DEAD_AFTER` it is dead. A timer that
+comes late says that this process was held up, and blames nobody.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from swarm import messages
-from swarm.errors import ClosedError, ProtocolError, SwarmError, UnreachableError, VerificationError
+from swarm.errors import ClosedError, ProtocolError, SwarmError, UnreachableError, UsageError, VerificationError
 from swarm.frames import (
     END_MESSAGE,
     END_STREAM,
@@ -45,12 +47,30 @@ from swarm.frames import (
 from swarm.identity import Identity, domain_tag, verify_raw
 from swarm.ids import PeerId
 from swarm.messages import AnyMessage, Hello, Message, Proof
+from swarm.outbox import CONNECTION_WINDOW, MAX_QUEUED, STREAM_WINDOW, WINDOW_STEP, Outbox
 
-STREAM_WINDOW = 24 << 20  # at least one message of any allowed size
-CONNECTION_WINDOW = 64 << 20  # what one peer can make us hold in all
-WINDOW_STEP = 4 << 20  # credit is given back in steps, so that decode steps cost no extra frames
+__all__ = [
+    "CONNECTION_WINDOW",
+    "DEAD_AFTER",
+    "HEARTBEAT",
+    "MAX_QUEUED",
+    "MAX_STREAMS",
+    "STREAM_WINDOW",
+    "WINDOW_STEP",
+    "Role",
+    "State",
+    "Event",
+    "Opened",
+    "Received",
+    "Ended",
+    "Reset",
+    "Closed",
+    "Connection",
+    "proof_message",
+]
+
 MAX_STREAMS = 1024  # open at once on one connection
-MAX_QUEUED = 8 << 20  # bytes waiting to be sent beyond which senders must wait
+MAX_CONTROL = 4096  # answers waiting for a peer that asks and does not read
 SEND_BATCH = 256 << 10  # bytes handed to the transport at once; what an urgent message may have to wait for
 MAX_REASON = 512
 HEARTBEAT = 1.0
@@ -122,23 +142,14 @@ Event = Opened | Received | Ended | Reset | Closed
 
 @dataclass(slots=True)
 class _Stream:
-    send_window: int = STREAM_WINDOW
+    held: int = 0  # bytes received and not yet consumed, whole messages and parts
     unread: int = 0  # consumed bytes not yet given back
-    parts: list[bytes] = field(default_factory=list)
-    parts_size: int = 0
+    parts: bytearray | None = None  # of a message that is not whole; one array, so that tiny frames cost no more
     deaf: bool = False  # nobody reads it any more: what still comes is dropped
+    announced: bool = False  # the other side has heard, or will hear, of the stream
     started: bool = False  # a message of the peer's has arrived
     sent_fin: bool = False
     got_fin: bool = False
-
-
-@dataclass(slots=True)
-class _Outgoing:
-    stream: int
-    frames: deque[bytes]
-    size: int
-    fin: bool
-    begun: bool = False
 
 
 def proof_message(server: PeerId, nonce: bytes) -> bytes:
@@ -151,8 +162,8 @@ class Connection:
 
     def __init__(self, identity: Identity, *, remote: PeerId | None = None, nonce: bytes = b"", now: float) -> None:
         """The caller gives ``remote``, the key that TLS has proven; the called side ``nonce``, 32 random bytes."""
-        if (remote is None) == (nonce == b""):
-            raise ValueError("the caller gives the remote key, the called side a nonce")
+        if len(nonce) != (32 if remote is None else 0):
+            raise ValueError("the caller gives the remote key, the called side a nonce of 32 bytes")
         self.role = Role.CALLED if remote is None else Role.CALLER
         self.state = State.GREETING
         self.peer_id = remote
@@ -160,21 +171,32 @@ class Connection:
         self._called_key = identity.peer_id if remote is None else remote
         self._nonce = nonce
         self._reader = FrameReader()
-        self._control: deque[bytes] = deque()  # greeting, windows, resets, pings: before everything else
-        self._urgent: deque[_Outgoing] = deque()
-        self._bulk: deque[_Outgoing] = deque()
+        self._outbox = Outbox()
+        self._control = self._outbox.control
         self._streams: dict[int, _Stream] = {}
         self._next_stream = 1 if self.role is Role.CALLER else 2
-        self._last_remote = 0
-        self._send_window = CONNECTION_WINDOW
-        self._unread = 0
-        self._held = 0  # bytes of messages the peer has sent and we have not consumed
-        self._heard = now
-        self._pinged = now
-        self.queued = 0
+        self._next_remote = 2 if self.role is Role.CALLER else 1
+        self._skipped: set[int] = set()  # ids of the peer's below that one that it has not used yet
+        self._unread = 0  # bytes consumed and not yet given back
+        self._held = 0
+        self._heard = self._started = self._pinged = now
         self._events: deque[Event] = deque()
         if self.role is Role.CALLED:
             self._control.extend(pack_message(0, messages.encode(Hello(nonce, agent="swarm-inference"))))
+
+    @property
+    def queued(self) -> int:
+        """Bytes waiting to be sent, with what they cost to keep."""
+        return self._outbox.queued
+
+    @property
+    def held(self) -> int:
+        """Bytes the peer has sent that have not been consumed."""
+        return self._held
+
+    def is_full(self, *, urgent: bool) -> bool:
+        """Whether senders of this class must wait before they `send`."""
+        return self._outbox.is_full(urgent=urgent)
 
     # ---- bytes and time in ----------------------------------------------------------------------------------------
 
@@ -190,9 +212,11 @@ class Connection:
                 self._receive_frame(frame)
                 if self.state is State.CLOSED:  # type: ignore[comparison-overlap]
                     break
+                if len(self._control) > MAX_CONTROL:
+                    raise ProtocolError(f"peer {self._name()} does not read the answers it asks for")
         except (ProtocolError, VerificationError) as error:
             error.peer_id = self.peer_id
-            self._control.append(pack_frame(Kind.GOODBYE, 0, error.message.encode()[:MAX_REASON]))
+            self._control.append(pack_frame(Kind.GOODBYE, 0, _wire_reason(error.message)))
             self._close(error)
         events = list(self._events)
         self._events.clear()
@@ -203,14 +227,21 @@ class Connection:
         if self.state is State.CLOSED:
             return float("inf")
         if self.state is State.GREETING:
-            return self._heard + DEAD_AFTER
+            return self._started + DEAD_AFTER  # from the start: dripping bytes buys no time
         return min(max(self._heard, self._pinged) + HEARTBEAT, self._heard + DEAD_AFTER)
 
     def handle_timer(self, now: float) -> list[Event]:
-        """Ping a silent peer; give up on a dead one."""
+        """Ping a silent peer; give up on a dead one. Call it when `next_deadline` has passed and no bytes have come."""
         if self.state is State.CLOSED:
             return []
-        if now >= self._heard + DEAD_AFTER:
+        if now > self.next_deadline() + HEARTBEAT:
+            # This process was stopped or starved; what the peer has sent meanwhile may still lie in a buffer.
+            self._heard = now - HEARTBEAT
+            self._started = now + HEARTBEAT - DEAD_AFTER
+        if self.state is State.GREETING and now >= self._started + DEAD_AFTER:
+            what = f"peer {self._name()} did not greet within {DEAD_AFTER:.0f} s"
+            self._close(UnreachableError(what, peer_id=self.peer_id))
+        if self.state is State.OPEN and now >= self._heard + DEAD_AFTER:
             what = f"peer {self._name()} has been silent for {DEAD_AFTER:.0f} s"
             self._close(UnreachableError(what, peer_id=self.peer_id))
         elif self.state is State.OPEN and now >= max(self._heard, self._pinged) + HEARTBEAT:
@@ -230,36 +261,32 @@ class Connection:
             raise ClosedError(f"too many open streams to peer {self._name()}", peer_id=self.peer_id)
         stream = self._next_stream
         self._next_stream += 2
-        self._streams[stream] = _Stream()
+        self._open(stream)
         return stream
 
     def send(
         self, stream: int, message: Message, raw: bytes | memoryview = b"", *, fin: bool = False, urgent: bool = True
     ) -> None:
-        """Queue a message. Raises `ClosedError` on a stream that is over."""
+        """Queue a message. Raises `ClosedError` on a stream that is over, `UsageError` for one that is too large."""
         state = self._streams.get(stream)
         if self.state is State.CLOSED or state is None or state.sent_fin:
             raise ClosedError(f"the stream to peer {self._name()} is closed", peer_id=self.peer_id)
         header = messages.encode(message)
-        if len(header) + len(raw) + _U32.size > MAX_MESSAGE:
-            raise ProtocolError(f"a message of {len(raw)} bytes is over the limit of {MAX_MESSAGE}; send less at once")
-        frames = pack_message(stream, header, raw, fin=fin)
-        size = len(header) + len(raw) + _U32.size
-        state.sent_fin = fin
-        self.queued += size
-        self._queue_for(stream, urgent).append(_Outgoing(stream, deque(frames), size, fin))
+        size = _U32.size + len(header) + len(raw)
+        if size > MAX_MESSAGE or len(header) > messages.MAX_HEADER:
+            raise UsageError(f"a message of {size} bytes is over the limit of {MAX_MESSAGE}; send less at once")
+        state.sent_fin, state.announced = fin, True
+        self._outbox.push(stream, pack_message(stream, header, raw, fin=fin), size, fin=fin, urgent=urgent)
 
     def consumed(self, received: Received) -> None:
         """The message has been dealt with: its room can be given back to the peer."""
         self._held -= received.size
-        self._unread += received.size
-        if self._unread >= WINDOW_STEP:
-            self._control.append(pack_frame(Kind.WINDOW, 0, _U32.pack(self._unread)))
-            self._unread = 0
+        self._give_back(received.size)
         state = self._streams.get(received.stream)
         if state is not None:
+            state.held -= received.size
             state.unread += received.size
-            if state.unread >= WINDOW_STEP:
+            if state.unread >= WINDOW_STEP and not state.got_fin:
                 self._control.append(pack_frame(Kind.WINDOW, received.stream, _U32.pack(state.unread)))
                 state.unread = 0
 
@@ -268,27 +295,24 @@ class Connection:
         state = self._streams.get(stream)
         if state is None:
             return
+        if not state.announced:
+            self.reset(stream, "")
+            return
         state.deaf = True
         if not state.sent_fin:
             state.sent_fin = True
-            end = pack_frame(Kind.DATA, stream, flags=END_STREAM)
-            self._queue_for(stream, True).append(_Outgoing(stream, deque([end]), 0, True))
+            self._outbox.push_end(stream)
         self._forget_if_done(stream)
 
     def reset(self, stream: int, reason: str) -> None:
-        """Drop a stream, and what was still to be sent on it unless it has begun."""
-        if not self._drop(stream) or self.state is State.CLOSED:
-            return
-        for queue in (self._urgent, self._bulk):
-            for item in [item for item in queue if item.stream == stream and not item.begun]:
-                queue.remove(item)
-                self.queued -= item.size
-        self._control.append(pack_frame(Kind.RESET, stream, reason.encode()[:MAX_REASON]))
+        """Drop a stream, and what was still to be sent on it."""
+        if self._drop(stream):
+            self._control.append(pack_frame(Kind.RESET, stream, _wire_reason(reason)))
 
     def close(self, reason: str = "") -> None:
         """Say goodbye; what is queued and not sent is dropped."""
         if self.state is not State.CLOSED:
-            self._control.append(pack_frame(Kind.GOODBYE, 0, reason.encode()[:MAX_REASON]))
+            self._control.append(pack_frame(Kind.GOODBYE, 0, _wire_reason(reason)))
             self._close(None)
 
     # ---- bytes out ------------------------------------------------------------------------------------------------
@@ -299,57 +323,13 @@ class Connection:
         size = 0
         while self._control:
             out.append(self._control.popleft())
-        if self.state is State.OPEN:
-            while size < SEND_BATCH and (frame := self._next_frame()) is not None:
-                out.append(frame)
-                size += len(frame)
+        while self.state is State.OPEN and size < SEND_BATCH and (item := self._outbox.next_frame()) is not None:
+            frame, ended = item
+            out.append(frame)
+            size += len(frame)
+            if ended is not None:
+                self._forget_if_done(ended)
         return out[0] if len(out) == 1 else b"".join(out)
-
-    def _queue_for(self, stream: int, urgent: bool) -> deque[_Outgoing]:
-        """By urgency, but a stream keeps its order: it stays in the queue that still holds a message of its own."""
-        other = self._bulk if urgent else self._urgent
-        if any(item.stream == stream for item in other):
-            return other
-        return self._urgent if urgent else self._bulk
-
-    def _next_frame(self) -> bytes | None:
-        for queue in (self._urgent, self._bulk):
-            item = self._next_message(queue)
-            if item is None:
-                continue
-            frame = item.frames.popleft()
-            if not item.frames:
-                queue.popleft()
-                self.queued -= item.size
-                if item.fin:
-                    self._forget_if_done(item.stream)
-            return frame
-        return None
-
-    def _next_message(self, queue: deque[_Outgoing]) -> _Outgoing | None:
-        """The begun message at the head of its queue, or the first that fits its windows, moved to the head."""
-        if not queue or queue[0].begun:
-            return queue[0] if queue else None
-        blocked: set[int] = set()  # a stream's own messages keep their order
-        for index, item in enumerate(queue):
-            if item.stream not in blocked and self._admit(item):
-                item.begun = True
-                if index:
-                    del queue[index]
-                    queue.appendleft(item)
-                return item
-            blocked.add(item.stream)
-        return None
-
-    def _admit(self, item: _Outgoing) -> bool:
-        state = self._streams.get(item.stream)
-        window = state.send_window if state is not None else STREAM_WINDOW
-        if item.size > window or item.size > self._send_window:
-            return False
-        if state is not None:
-            state.send_window -= item.size
-        self._send_window -= item.size
-        return True
 
     # ---- frames in ------------------------------------------------------------------------------------------------
 
@@ -363,6 +343,7 @@ class Connection:
             case Kind.WINDOW:
                 self._receive_window(frame)
             case Kind.RESET:
+                self._use(frame.stream)
                 if self._drop(frame.stream):
                     self._events.append(Reset(frame.stream, _reason(frame.payload)))
             case Kind.PING:
@@ -419,23 +400,52 @@ class Connection:
                 return
         if state.got_fin:
             raise ProtocolError(f"peer {self._name()} sent on a stream it had ended")
-        self._held += len(frame.payload)
-        if self._held > CONNECTION_WINDOW + STREAM_WINDOW:
-            raise ProtocolError(f"peer {self._name()} sent more than its window allows")
-        state.parts.append(frame.payload)
-        state.parts_size += len(frame.payload)
-        if state.parts_size > MAX_MESSAGE:
-            raise ProtocolError(f"peer {self._name()} sent a message over the limit of {MAX_MESSAGE} bytes")
+        if not frame.payload and not frame.flags & END_STREAM:
+            raise ProtocolError(f"peer {self._name()} sent an empty frame that ends nothing")
+        size = len(frame.payload)
+        self._held += size
+        state.held += size
+        self._check_window(state)
         if not frame.flags & END_MESSAGE:
-            if frame.flags & END_STREAM:
-                self._end_direction(frame.stream, state)
+            self._add_part(frame, state)
             return
-        body = state.parts[0] if len(state.parts) == 1 else b"".join(state.parts)
-        state.parts, state.parts_size = [], 0
+        body: bytes | bytearray = frame.payload
+        if state.parts is not None:
+            state.parts += frame.payload
+            body, state.parts = state.parts, None
+        self._receive_message(frame, state, body)
+
+    def _check_window(self, state: _Stream) -> None:
+        # Exact, though credit is on its way: the sender counts it later than we do, never sooner.
+        if self._held + self._unread > CONNECTION_WINDOW or state.held + state.unread > STREAM_WINDOW:
+            raise ProtocolError(f"peer {self._name()} sent more than its window allows")
+        if state.parts is not None and len(state.parts) > MAX_MESSAGE:
+            raise ProtocolError(f"peer {self._name()} sent a message over the limit of {MAX_MESSAGE} bytes")
+
+    def _add_part(self, frame: Frame, state: _Stream) -> None:
+        """A frame that does not end a message; it may end the stream, between messages."""
+        if not frame.flags & END_STREAM:
+            if state.parts is None:
+                state.parts = bytearray()
+            state.parts += frame.payload
+            return
+        ours = frame.stream % 2 == self._next_stream % 2
+        if frame.payload or state.parts is not None or not (state.started or ours):
+            raise ProtocolError(f"peer {self._name()} ended a stream in the middle of a message")
+        state.got_fin = True
+        if not state.deaf:
+            self._events.append(Ended(frame.stream))
+        self._forget_if_done(frame.stream)
+
+    def _receive_message(self, frame: Frame, state: _Stream, body: bytes | bytearray) -> None:
+        if len(body) > MAX_MESSAGE:
+            raise ProtocolError(f"peer {self._name()} sent a message over the limit of {MAX_MESSAGE} bytes")
         header, raw = split_message(body)
+        message = messages.decode(header)
+        if isinstance(message, Hello | Proof):
+            raise ProtocolError(f"peer {self._name()} greeted twice")
         first, state.started = not state.started and frame.stream % 2 != self._next_stream % 2, True
         state.got_fin = bool(frame.flags & END_STREAM)
-        message = messages.decode(header)
         received = Received(frame.stream, message, raw, first, state.got_fin, len(body))
         if state.deaf:
             self.consumed(received)
@@ -444,47 +454,59 @@ class Connection:
         if state.got_fin:
             self._forget_if_done(frame.stream)
 
-    def _end_direction(self, stream: int, state: _Stream) -> None:
-        if state.parts_size or not (state.started or stream % 2 == self._next_stream % 2):
-            raise ProtocolError(f"peer {self._name()} ended a stream in the middle of a message")
-        state.got_fin = True
-        if not state.deaf:
-            self._events.append(Ended(stream))
-        self._forget_if_done(stream)
-
     def _accept(self, frame: Frame) -> _Stream | None:
         """A stream the peer opens, or None for the rest of one that we have dropped."""
         if frame.stream == 0:
             raise ProtocolError(f"peer {self._name()} sent data on stream 0 after the greeting")
-        ours = frame.stream % 2 == self._next_stream % 2
-        if ours and frame.stream >= self._next_stream:
+        if frame.stream % 2 == self._next_stream % 2 and frame.stream >= self._next_stream:
             raise ProtocolError(f"peer {self._name()} sent on stream {frame.stream}, which was never opened")
-        if ours or frame.stream <= self._last_remote:
-            self._unread += len(frame.payload)
-            return None
-        if len(self._streams) >= MAX_STREAMS:
-            self._last_remote = frame.stream
+        if self._use(frame.stream):
+            if len(self._streams) < MAX_STREAMS:
+                return self._open(frame.stream, announced=True)
             self._control.append(pack_frame(Kind.RESET, frame.stream, b"too many open streams"))
-            self._unread += len(frame.payload)
-            return None
-        self._last_remote = frame.stream
-        state = self._streams[frame.stream] = _Stream()
-        return state
+        self._give_back(len(frame.payload))
+        return None
+
+    def _use(self, stream: int) -> bool:
+        """Whether this is the first use of an id of the peer's; from then on it is used."""
+        if stream == 0 or stream % 2 == self._next_stream % 2:
+            return False
+        if stream < self._next_remote:
+            unused = stream in self._skipped
+            self._skipped.discard(stream)
+            return unused
+        skipped = (stream - self._next_remote) // 2
+        if stream > MAX_STREAM_ID or len(self._skipped) + skipped > MAX_STREAMS:
+            raise ProtocolError(f"peer {self._name()} opened stream {stream} and skipped too many")
+        self._skipped.update(range(self._next_remote, stream, 2))
+        self._next_remote = stream + 2
+        return True
 
     def _receive_window(self, frame: Frame) -> None:
         if len(frame.payload) != _U32.size:
             raise ProtocolError("a window frame carries 4 bytes")
-        (credit,) = _U32.unpack(frame.payload)
-        if frame.stream == 0:
-            self._send_window = min(self._send_window + credit, CONNECTION_WINDOW)
-        elif (state := self._streams.get(frame.stream)) is not None:
-            state.send_window = min(state.send_window + credit, STREAM_WINDOW)
+        (amount,) = _U32.unpack(frame.payload)
+        self._outbox.credit(frame.stream, amount)
 
-    # ---- ends -----------------------------------------------------------------------------------------------------
+    def _give_back(self, size: int) -> None:
+        """Room on the connection that is free again; told to the peer in steps."""
+        self._unread += size
+        if self._unread >= WINDOW_STEP and self.state is State.OPEN:
+            self._control.append(pack_frame(Kind.WINDOW, 0, _U32.pack(self._unread)))
+            self._unread = 0
+
+    # ---- beginnings and ends --------------------------------------------------------------------------------------
+
+    def _open(self, stream: int, *, announced: bool = False) -> _Stream:
+        self._outbox.open(stream)
+        state = self._streams[stream] = _Stream(announced=announced)
+        return state
 
     def _forget_if_done(self, stream: int) -> None:
         state = self._streams.get(stream)
-        if state is not None and state.sent_fin and (state.got_fin or state.deaf) and not self._sending(stream):
+        if state is None or self._outbox.is_sending(stream):
+            return
+        if state.sent_fin and (state.got_fin or state.deaf):
             self._drop(stream)
 
     def _drop(self, stream: int) -> bool:
@@ -492,23 +514,27 @@ class Connection:
         state = self._streams.pop(stream, None)
         if state is None:
             return False
-        self._held -= state.parts_size
-        self._unread += state.parts_size
+        self._outbox.drop(stream)
+        if state.parts is not None:
+            self._held -= len(state.parts)
+            self._give_back(len(state.parts))
         return True
-
-    def _sending(self, stream: int) -> bool:
-        return any(item.stream == stream for queue in (self._urgent, self._bulk) for item in queue)
 
     def _close(self, error: SwarmError | None) -> None:
         if self.state is not State.CLOSED:
             self.state = State.CLOSED
-            self._urgent.clear()
-            self._bulk.clear()
-            self._streams.clear()
+            for stream in list(self._streams):
+                self._drop(stream)
+            self._outbox.clear()
+            self._skipped.clear()
             self._events.append(Closed(error))
 
     def _name(self) -> str:
         return self.peer_id.short if self.peer_id is not None else "(unknown)"
+
+
+def _wire_reason(text: str) -> bytes:
+    return text.encode("utf-8", "replace")[:MAX_REASON]
 
 
 def _reason(payload: bytes) -> str:
