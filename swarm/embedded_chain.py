@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,14 @@ from typing import Any
 
 import trio
 from eth.abc import SignedTransactionAPI, StateAPI
+from eth.exceptions import PyEVMError
 from eth.vm.spoof import SpoofTransaction
 from eth_abi.abi import encode
 from eth_tester import EthereumTester, PyEVMBackend
 from eth_tester.exceptions import TransactionFailed
 from eth_tester.exceptions import ValidationError as TesterError
 from eth_utils.exceptions import ValidationError as EvmError
+from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 from web3 import EthereumTesterProvider, Web3
 from web3.datastructures import NamedElementOnion
 from web3.types import RPCEndpoint
@@ -32,6 +35,10 @@ from web3.types import RPCEndpoint
 from swarm import contracts
 from swarm.errors import ResourceError, UsageError
 from swarm.ids import Address
+
+# py-evm raises the interpreter's recursion limit tenfold when imported, for depths of calls that no contract here
+# reaches; nested JSON would then overflow the C stack. Back to Python's own.
+sys.setrecursionlimit(1000)
 
 CHAIN_ID = 1337
 CLOSE_WINDOW = 24 * 3600  # seconds
@@ -55,6 +62,7 @@ PARSE_ERROR = -32700  # the codes of the JSON-RPC 2.0 specification
 INVALID_REQUEST = -32600
 NO_SUCH_METHOD = -32601
 INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
 REFUSED = -32000  # what nodes answer to a transaction they do not take
 REVERTED = 3  # what nodes answer to a call that reverts
 
@@ -111,7 +119,7 @@ class EmbeddedChain:
                 return self._dispatch(method, list(params))
             except TransactionFailed as error:
                 raise _reverted(error) from error
-            except (TesterError, EvmError) as error:
+            except (TesterError, EvmError, PyEVMError, RLPException) as error:
                 raise RpcError(REFUSED, " ".join(str(error).split())) from error
             except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
                 raise RpcError(INVALID_PARAMS, f"{method} does not take these parameters") from error
@@ -126,7 +134,7 @@ class EmbeddedChain:
                 return hex(2 * self._backend.get_base_fee())
             case "eth_getStorageAt":
                 slot = int(params[1], 16)
-                return "0x" + self._backend.get_storage(bytes.fromhex(params[0][2:]), slot).rjust(32, b"\0").hex()
+                return f"0x{self._backend.get_storage(bytes.fromhex(params[0][2:]), slot):064x}"
             case "evm_increaseTime":
                 seconds = params[0] if isinstance(params[0], int) else int(params[0], 16)
                 if seconds < 0:
@@ -282,6 +290,8 @@ def _answer_call(chain: EmbeddedChain, request: Any) -> dict[str, Any] | None:
         result = chain.call(request["method"], params)
     except RpcError as error:
         return _error(call_id, error)
+    except Exception as error:  # noqa: BLE001  # the caller is told; one bad call must not end its thread
+        return _error(call_id, RpcError(INTERNAL_ERROR, f"the chain failed: {type(error).__name__}"))
     return {"jsonrpc": "2.0", "id": call_id, "result": result} if "id" in request else None
 
 

@@ -166,3 +166,20 @@ def check_batch(size: int) -> None:
     """Raise `UsageError` unless one transaction takes so many allocations or claims."""
     if not 0 < size <= MAX_BATCH:
         raise UsageError(f"one transaction takes 1 to {MAX_BATCH} channels, not {size}; split them")
+
+
+def check_amount(amount: int) -> None:
+    """Raise `UsageError` unless ``amount`` is one that a transaction can carry."""
+    if not 0 < amount <= UINT128_MAX:
+        raise UsageError(f"{amount} is not an amount; use base units of the token, from 1 to 2**128 - 1")
+
+
+def check_claims(claims: Sequence[Claim], *, chain_id: int, contract: Address) -> None:
+    """Raise unless the claims fit one transaction (`UsageError`) and are for this contract (`PaymentError`)."""
+    check_batch(len(claims))
+    for claim in claims:
+        channel = claim.signed.voucher.channel
+        if channel.chain_id != chain_id or channel.contract != contract:
+            raise PaymentError(
+                f"a voucher is for contract 0x{channel.contract} on chain {channel.chain_id}; redeem it there"
+            )

@@ -29,12 +29,21 @@ from web3.exceptions import (
     Web3RPCError,
     Web3ValueError,
 )
-from web3.types import TxParams, TxReceipt, Wei
+from web3.types import RPCEndpoint, TxParams, TxReceipt, Wei
 
 from swarm import contracts
 from swarm.errors import PaymentError, ResourceError, UnreachableError, UsageError, VerificationError
 from swarm.ids import Address, PeerId
-from swarm.settlement import AccountState, ChannelState, Claim, Transaction, check_batch, refusal
+from swarm.settlement import (
+    AccountState,
+    ChannelState,
+    Claim,
+    Transaction,
+    check_amount,
+    check_batch,
+    check_claims,
+    refusal,
+)
 
 CALL_TIMEOUT = 60.0  # seconds for one RPC answer: an embedded chain runs a full batch of signature checks in it
 RECEIPT_TIMEOUT = 180.0  # seconds for a transaction to enter a block; several blocks of the slowest chains in use
@@ -120,7 +129,7 @@ class EvmSettlement:
 
     def deposit(self, amount: int) -> Transaction:
         """Move tokens into this account's free balance, approving the contract where needed."""
-        _check_amount(amount)
+        check_amount(amount)
         contract = _checksum(self.contract)
         with _mapped(self._url):
             allowed = self._token.functions.allowance(self._signer.address, contract).call()
@@ -134,19 +143,13 @@ class EvmSettlement:
         """Open channels to workers, or raise their caps to these totals, all or none."""
         check_batch(len(caps))
         for cap in caps.values():
-            _check_amount(cap)
+            check_amount(cap)
         wanted = [(_checksum(worker), cap) for worker, cap in caps.items()]
         return self._send(self._settlement.functions.allocate(wanted))
 
     def redeem(self, claims: Sequence[Claim]) -> Transaction:
         """Pay workers what they earned, all or none. Anyone may send it."""
-        check_batch(len(claims))
-        for claim in claims:
-            channel = claim.signed.voucher.channel
-            if channel.chain_id != self.chain_id or channel.contract != self.contract:
-                raise PaymentError(
-                    f"a voucher is for contract 0x{channel.contract} on chain {channel.chain_id}; redeem it there"
-                )
+        check_claims(claims, chain_id=self.chain_id, contract=self.contract)
         gas = REDEEM_BASE_GAS + REDEEM_CLAIM_GAS * len(claims)
         return self._send(self._settlement.functions.redeem([claim_fields(claim) for claim in claims]), gas)
 
@@ -160,7 +163,7 @@ class EvmSettlement:
 
     def withdraw(self, amount: int) -> Transaction:
         """Pay free balance out to this account."""
-        _check_amount(amount)
+        check_amount(amount)
         return self._send(self._settlement.functions.withdraw(amount))
 
     def fund(self, address: Address, *, native: int, tokens: int) -> None:
@@ -175,6 +178,12 @@ class EvmSettlement:
                 _mined(self._w3, self._w3.eth.send_transaction({"from": source, "to": to, "value": Wei(native)}))
             if tokens:
                 _mined(self._w3, self._token.functions.mint(to, tokens).transact({"from": source}))
+
+    def advance_clock(self, seconds: int) -> None:
+        """Move the node's clock forward: embedded chain and anvil alone."""
+        with _mapped(self._url):
+            for method, params in (("evm_increaseTime", [seconds]), ("evm_mine", [])):
+                self._w3.manager.request_blocking(RPCEndpoint(method), params)
 
     def _send(self, call: ContractFunction, gas: int | None = None) -> Transaction:
         """Sign, send and await one call; its revert becomes `PaymentError` with the contract's reason."""
@@ -350,11 +359,6 @@ def _one_line(error: Exception) -> str:
 
 def _no_contract(contract: Address) -> str:
     return f"there is no settlement contract at 0x{contract}; check the address and the chain"
-
-
-def _check_amount(amount: int) -> None:
-    if not 0 < amount < 2**128:
-        raise UsageError(f"{amount} is not an amount; use base units of the token, from 1 to 2**128 - 1")
 
 
 def _checksum(address: Address) -> ChecksumAddress:

@@ -1,9 +1,9 @@
 """The settlement contract: Vyper sources, and their ABI and bytecode as committed.
 
-    Settlement.vy    channels, redemption of vouchers, closing
-    ed25519.vy       the signature check that it imports
-    TestToken.vy     an ERC-20 for demonstrations and tests
-    *.json           what `python -m swarm.contracts.build` made of them; a test compiles again and compares
+Settlement.vy    channels, redemption of vouchers, closing
+ed25519.vy       the signature check that it imports
+TestToken.vy     an ERC-20 for demonstrations and tests
+*.json           what `python -m swarm.contracts.build` made of them; a test compiles again and compares
 """
 
 from __future__ import annotations

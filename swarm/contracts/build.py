@@ -9,12 +9,14 @@ import json
 import sys
 from pathlib import Path
 
-from vyper.compiler import compile_from_file_input
+from vyper.compiler import compile_code, compile_from_file_input
 from vyper.compiler.input_bundle import FileInput, FilesystemInputBundle
-from vyper.compiler.settings import Settings
+
+from swarm.contracts import Compiled
 
 FOLDER = Path(__file__).resolve().parent
 CONTRACTS = ("Settlement", "TestToken")
+COMPILER = "vyper 0.4.3"
 
 
 def compile_contract(name: str) -> str:
@@ -24,12 +26,17 @@ def compile_contract(name: str) -> str:
     if not isinstance(source, FileInput):
         raise TypeError(f"{name}.vy is not a source file")
     # The pragmas in the sources decide; the bytecode carries no metadata, so that comments do not change it.
-    settings = Settings(experimental_codegen=False)
     output = compile_from_file_input(
-        source, input_bundle=bundle, output_formats=["abi", "bytecode"], settings=settings, no_bytecode_metadata=True
+        source, input_bundle=bundle, output_formats=["abi", "bytecode"], no_bytecode_metadata=True
     )
-    data = {"compiler": "vyper 0.4.3", "abi": output["abi"], "bytecode": output["bytecode"].removeprefix("0x")}
+    data = {"compiler": COMPILER, "abi": output["abi"], "bytecode": output["bytecode"].removeprefix("0x")}
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def compile_source(text: str) -> Compiled:
+    """Compile a contract that stands alone, as tests need it."""
+    output = compile_code(text, output_formats=["abi", "bytecode"])
+    return Compiled(abi=output["abi"], bytecode=bytes.fromhex(output["bytecode"].removeprefix("0x")))
 
 
 def main() -> None:
