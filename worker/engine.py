@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import outcome
 import psutil  # type: ignore[import-untyped]
@@ -31,6 +31,8 @@ from worker.sampling import Draw, Sampler
 __all__ = ["Capacity", "Draw", "Engine", "Rates", "Stage", "StageInput", "StageOutput", "open_engine"]
 
 T = TypeVar("T")
+
+SMALL_SPAN_BYTES: Final = 32 << 20  # weights that stay in a CPU's caches: more threads cost more than they bring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,8 @@ class Engine:
     def __init__(self, model: SpanModel, *, kv_budget_bytes: int, threads: int | None) -> None:
         self.model = model
         self._pool = KvPool(model.config, budget_bytes=kv_budget_bytes, dtype=model.dtype, device=model.device)
-        self._threads = threads
+        small = model.device.type == "cpu" and model.weight_bytes <= SMALL_SPAN_BYTES
+        self._threads = threads or (1 if small else torch.get_num_threads())
         self._device_name, self._memory_bytes = _describe(model.device)
         self._token = trio.lowlevel.current_trio_token()
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
@@ -109,7 +112,7 @@ class Engine:
             device_name=self._device_name,
             memory_bytes=self._memory_bytes,
             kv_positions_free=self._pool.positions_free(model.stop - model.start),
-            threads=self._threads or torch.get_num_threads(),
+            threads=self._threads,
             queue=self._pending,
         )
 
@@ -152,8 +155,7 @@ class Engine:
         return self._running is stage
 
     def _own_device(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while (job := self._jobs.get()) is not None:
                 self._running = job.stage  # before the look at `closed`: close() looks in the opposite order
@@ -209,7 +211,8 @@ class Stage:
 async def open_engine(model: SpanModel, *, kv_budget_bytes: int, threads: int | None = None) -> AsyncIterator[Engine]:
     """Start the device thread; ends it, after the step it is in, when the block is left.
 
-    ``kv_budget_bytes`` bounds the keys and values of all sessions; ``threads`` is for torch on a CPU.
+    ``kv_budget_bytes`` bounds the keys and values of all sessions; ``threads`` is for torch on a CPU: by
+    default one for a small span, else all that torch sees.
     """
     engine = Engine(model, kv_budget_bytes=kv_budget_bytes, threads=threads)
     engine._thread.start()

@@ -71,14 +71,14 @@ class Sampler:
         Raises ProtocolError when a penalty needs tokens that were drawn elsewhere and never seen here, or when the
         logits are not finite.
         """
+        if not np.isfinite(logits).all():
+            raise ProtocolError("the activations overflow at the last stage; open a new session elsewhere")
         scores: Scores = logits.astype(np.float64)
         if self._bias_ids.size:
             scores[self._bias_ids] += self._bias
         if self._penalised:
             self._penalise(scores, position)
         token = int(scores.argmax()) if self.greedy else self._sample(scores, position)
-        if not np.isfinite(scores[token]):
-            raise ProtocolError("the stages before produced activations that overflow; open a new session elsewhere")
         if self._penalised:
             self._generated.append(token)
         return self._with_logprobs(logits, token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def cut_logits(tiny_model: TinyModel, cuts: list[int], ids: list[int], chunk: in
     """[len(ids), vocabulary] through separately loaded spans, in chunks."""
     layers = tiny_model.config.layers
     edges = [0, *cuts, layers]
-    spans = [tiny_model.span(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    spans = [tiny_model.span(start, stop) for start, stop in itertools.pairwise(edges)]
     caches = [pool_of(span).lease(span.stop - span.start, len(ids)) for span in spans]
     rows = []
     with torch.inference_mode():
@@ -74,7 +75,7 @@ def test_greedy_tokens_at_every_cut_equal_transformers(tiny: Tiny, kind: str) ->
     whole = model.span(0, layers)
     for cuts in cuts_of(layers):
         edges = [0, *cuts, layers]
-        spans = [(whole, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        spans = [(whole, start, stop) for start, stop in itertools.pairwise(edges)]
         sampler = Sampler(Sampling(), model.config.vocabulary)
         assert Chain(spans, 64, sampler).generate(prompt, 48) == expected, cuts
 
@@ -144,5 +145,5 @@ def test_bf16_weights_are_computed_in_float32_on_a_cpu(tiny: Tiny, tmp_path: Pat
 def test_tensors_of_another_shape_are_refused(tiny: Tiny) -> None:
     model = tiny("mistral")
     wrong = tiny("llama3-biased").config
-    with pytest.raises(ModelFolderError, match="lack the tensor|has shape"):
+    with pytest.raises(ModelFolderError, match=r"lack the tensor|has shape"):
         SpanModel.load(wrong, model.source(), 0, 1)

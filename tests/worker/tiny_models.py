@@ -16,6 +16,8 @@ from worker.runner import StageInput, StageRunner
 from worker.sampling import Sampler
 from worker.shards import FolderSource
 
+torch.set_num_threads(1)  # for models this small, a second thread only waits
+
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 112,
