@@ -176,6 +176,11 @@ class Manifest:
             raise UsageError(f"the manifest of {self.name} is over {MAX_MANIFEST} bytes: it has too many tensors")
         return signed
 
+    @property
+    def row_bytes(self) -> int:
+        """One position's activations on the wire."""
+        return self.hidden * (4 if self.wire_dtype == "F32" else 2)
+
     def unit(self, name: str) -> Unit:
         """The unit called ``name``. Raises `UsageError` if there is none."""
         for unit in self.units:

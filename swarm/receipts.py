@@ -307,3 +307,10 @@ def _in_range(name: str, value: int, most: int) -> None:
 def _is_hash(name: str, value: bytes) -> None:
     if len(value) != HASH_SIZE:
         raise ProtocolError(f"{name} is {len(value)} bytes, not {HASH_SIZE}")
+
+
+NO_ACCOUNT = Address(bytes(Address.size))
+"""Stands for the account of a side that pays nothing or asks nothing."""
+
+FREE_CHANNEL = Channel(chain_id=0, contract=NO_ACCOUNT, client=NO_ACCOUNT, worker=NO_ACCOUNT, epoch=0)
+"""Where receipts of unpaid calls are kept."""

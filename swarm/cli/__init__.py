@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,11 @@ INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 COMMANDS = {
     "doctor": "swarm.cli.doctor:doctor",
     "chain": "swarm.cli.chain:chain",
+    "publish": "swarm.cli.publish:publish",
+    "seed": "swarm.cli.publish:seed",
+    "work": "swarm.cli.work:work",
+    "settle": "swarm.cli.settle:settle",
+    "wallet": "swarm.cli.settle:wallet",
 }
 
 # Import name → the extra that installs it.
@@ -106,6 +112,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code; an error is one line on stderr."""
+    _end_as_interrupted()
     try:
         app(args=arguments, prog_name="swarm")
     except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a line and a code
@@ -115,6 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _end_as_interrupted() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: everything is closed on the way out.
+
+    A shell starts background jobs with SIGINT ignored; then neither would reach the command.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def report(error: BaseException) -> int:

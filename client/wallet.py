@@ -1,0 +1,159 @@
+"""The client's money: channels to workers, and vouchers that are on disk before they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from client.budget import ChannelBudget, StageCost
+from client.route import Leg
+from swarm.errors import PaymentError, VerificationError
+from swarm.identity import Identity
+from swarm.ids import Address, CallId
+from swarm.ledger import Ledger
+from swarm.receipts import FREE_CHANNEL, Channel, Receipt, SignedReceipt, SignedVoucher
+from swarm.records import Quote
+from swarm.settlement import ChannelState, Settlement
+
+
+class Wallet:
+    """Budgets by worker account. Without a settlement back end it can only call workers that serve for nothing."""
+
+    def __init__(self, *, spending: Identity, ledger: Ledger, settlement: Settlement | None, allocation: int) -> None:
+        """``allocation``: base units set aside for each worker when its channel is opened."""
+        self._spending = spending
+        self._ledger = ledger
+        self._settlement = settlement
+        self._allocation = allocation
+        self._budgets: dict[Address, ChannelBudget] = {}
+        self._opening = trio.Lock()
+
+    async def prepare(self, legs: Sequence[Leg], costs: Sequence[StageCost]) -> None:
+        """Have a channel with enough allocated to every worker of a chain, opening what is missing in one transaction.
+
+        Raises `PaymentError` when the free balance does not cover it.
+        """
+        async with self._opening:
+            missing: dict[Address, int] = {}
+            for leg, cost in zip(legs, costs, strict=True):
+                quote = leg.candidate.signed.quote
+                if not cost.after(cost.max_tokens):
+                    continue
+                needed = await self._missing(quote, cost.after(cost.max_tokens))
+                if needed:
+                    missing[quote.account] = needed
+            if missing:
+                await self._allocate(missing)
+
+    async def _missing(self, quote: Quote, cost: int) -> int:
+        """The cap that the channel to this worker needs, 0 when it is enough already."""
+        settlement = self._settlement
+        if settlement is None:
+            raise PaymentError(f"peer {quote.worker.short} asks a price; name a chain with --chain to pay it")
+        if (quote.chain_id, quote.contract) != (settlement.chain_id, settlement.contract):
+            raise PaymentError(
+                f"peer {quote.worker.short} is paid on chain {quote.chain_id}, contract {quote.contract}; "
+                "name that one with --chain and --contract"
+            )
+        budget = self._budgets.get(quote.account)
+        if budget is None:
+            state = await trio.to_thread.run_sync(settlement.channel, settlement.account, quote.account)
+            if state is None or state.closing_at is not None:
+                return max(self._allocation, cost)
+            budget = self._budgets[quote.account] = self._resume(state)
+        needed = budget.earned + sum(budget.open.values()) + cost
+        return budget.cap + max(self._allocation, needed - budget.cap) if needed > budget.cap else 0
+
+    async def _allocate(self, caps: dict[Address, int]) -> None:
+        settlement = self._settlement
+        if settlement is None:
+            raise PaymentError("there is no chain to allocate on")
+        account = await trio.to_thread.run_sync(settlement.account_state, settlement.account)
+        held = sum(budget.cap for worker, budget in self._budgets.items() if worker in caps)
+        wanted = sum(caps.values()) - held
+        if account.free_balance < wanted:
+            raise PaymentError(
+                f"these workers need {wanted} allocated and the free balance is {account.free_balance}; "
+                "deposit more with: swarm wallet deposit"
+            )
+        if account.spending_key != self._spending.peer_id:
+            await trio.to_thread.run_sync(settlement.register_spending_key, self._spending.peer_id)
+        await trio.to_thread.run_sync(settlement.allocate, caps)
+        for worker in caps:
+            state = await trio.to_thread.run_sync(settlement.channel, settlement.account, worker)
+            if state is None:
+                raise PaymentError("the chain took the allocation and does not show the channel; try again")
+            known = self._budgets.get(worker)
+            if known is not None and known.channel.epoch == state.epoch:
+                known.cap = state.cap
+            else:
+                self._budgets[worker] = self._resume(state)
+
+    def _resume(self, state: ChannelState) -> ChannelBudget:
+        """A budget as the ledger left it, so that a restart promises nothing twice."""
+        settlement = self._settlement
+        if settlement is None:
+            raise PaymentError("there is no chain to read the channel from")
+        if state.spending_key != self._spending.peer_id:
+            raise PaymentError(
+                f"the channel to {state.worker.short} was opened with another spending key; close it and open a new one"
+            )
+        channel = Channel(
+            chain_id=settlement.chain_id,
+            contract=settlement.contract,
+            client=state.client,
+            worker=state.worker,
+            epoch=state.epoch,
+        )
+        issued = self._ledger.issued(channel)
+        return ChannelBudget(
+            channel=channel,
+            cap=state.cap,
+            issued=issued.voucher.cumulative if issued is not None else 0,
+            nonce=issued.voucher.nonce if issued is not None else 0,
+            earned=self._ledger.earned(channel),
+            receipts_root=self._ledger.receipts_root(channel),
+        )
+
+    async def voucher(self, quote: Quote, call: CallId, ceiling: int, terms_hash: bytes) -> SignedVoucher | None:
+        """A voucher that lets ``call`` cost up to ``ceiling`` at this worker, stored before it is returned.
+
+        For a call's first the last voucher is given again when it still covers it: unearned prepayment carries over.
+        None when the last one covers a later request.
+        """
+        budget = self._budgets.get(quote.account)
+        if budget is None:
+            raise PaymentError(f"there is no channel to peer {quote.worker.short}", call_id=call)
+        is_first = call not in budget.open
+        voucher = budget.promise(call, ceiling, terms_hash)
+        if voucher is None:
+            return self._ledger.issued(budget.channel) if is_first else None
+        signed = voucher.sign(self._spending)
+        await self._ledger.issue_voucher(signed)
+        return signed
+
+    async def settle_call(self, quote: Quote, call: CallId, receipt: SignedReceipt | None) -> None:
+        """A call at this worker is over. Its receipt, if there is one, is stored and frees what was not used."""
+        budget = self._budgets.get(quote.account)
+        if receipt is not None:
+            channel = budget.channel if budget is not None and receipt.receipt.channel_epoch else FREE_CHANNEL
+            await self._ledger.record_receipt(
+                channel,
+                receipt.receipt,
+                worker_signature=receipt.worker_signature,
+                client_signature=receipt.client_signature,
+            )
+        if budget is not None:
+            budget.close(call, receipt.receipt.amount if receipt is not None else 0)
+            budget.receipts_root = self._ledger.receipts_root(budget.channel)
+
+    def check(self, receipt: Receipt, quote: Quote) -> None:
+        """Raise `VerificationError` for a receipt of another channel, or one that counts more than was promised."""
+        budget = self._budgets.get(quote.account) if receipt.amount else None
+        expected = budget.channel if budget is not None else FREE_CHANNEL
+        named = (receipt.client_account, receipt.worker_account, receipt.channel_epoch)
+        if named != (expected.client, expected.worker, expected.epoch):
+            raise VerificationError("a receipt names another channel", peer_id=quote.worker)
+        if receipt.cumulative > (budget.issued if budget is not None else 0):
+            raise VerificationError("a receipt counts more than was promised", peer_id=quote.worker)

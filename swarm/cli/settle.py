@@ -1,0 +1,162 @@
+"""``swarm settle`` and ``swarm wallet``: what was earned, on chain; what is there to spend."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from swarm.cli.options import ChainOption, ContractOption, HomeOption, JsonOption, load
+from swarm.cli.terminal import print_json, print_progress, print_table
+from swarm.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from swarm.config import Home, Settings
+    from swarm.receipts import Channel
+    from swarm.settlement import Claim, Settlement
+
+
+class WalletAction(StrEnum):
+    """What to do with the wallet."""
+
+    show = "show"
+    deposit = "deposit"
+    close = "close"
+    withdraw = "withdraw"
+
+
+def settle(
+    home: Annotated[list[Path] | None, typer.Option("--home", help="A worker's home; may be repeated.")] = None,
+    chain: ChainOption = None,
+    contract: ContractOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Redeem the last voucher of every channel for what was earned, all in one transaction."""
+    places: list[Path | None] = [*home] if home else [None]
+    homes = [load(path, chain_rpc=chain, chain_contract=contract) for path in places]
+    settlement = _connect(*homes[0])
+    claims: list[tuple[Home, Channel, Claim]] = []
+    for found, _ in homes:
+        claims.extend((found, channel, claim) for channel, claim in _claims(found, settlement))
+    if not claims:
+        print_progress("nothing to redeem: every channel is settled")
+        if json:
+            print_json({"vouchers": 0, "gas": 0, "paid": 0, "transaction": None})
+        return
+    before = {channel: _settled(settlement, channel) for _, channel, _ in claims}
+    transaction = settlement.redeem([claim for _, _, claim in claims])
+    paid = {channel: _settled(settlement, channel) for _, channel, _ in claims}
+    for found, _ in homes:
+        _mark(found, {channel: paid[channel] for of, channel, _ in claims if of is found}, transaction.hash)
+    total = sum(paid.values()) - sum(before.values())
+    if json:
+        print_json({"vouchers": len(claims), "gas": transaction.gas, "paid": total, "transaction": transaction.hash})
+        return
+    rows = [(channel.worker.short, channel.client.short, paid[channel] - before[channel]) for _, channel, _ in claims]
+    print_table(
+        ("worker", "client", "paid"), rows, title=f"redeemed {len(claims)} vouchers for {transaction.gas:,} gas"
+    )
+
+
+def wallet(
+    action: Annotated[WalletAction, typer.Argument(help="show, deposit AMOUNT, close or withdraw AMOUNT.")],
+    amount: Annotated[int, typer.Argument(help="Base units of the settlement token.")] = 0,
+    home: HomeOption = None,
+    chain: ChainOption = None,
+    contract: ContractOption = None,
+    json: JsonOption = False,
+) -> None:
+    """The client's account: its balances, deposits, and the close of its channels.
+
+    `close` asks for the close of every channel, and finalises those whose window has passed.
+    """
+    found, settings = load(home, chain_rpc=chain, chain_contract=contract)
+    settlement = _connect(found, settings)
+    if action is WalletAction.deposit:
+        settlement.deposit(amount)
+    elif action is WalletAction.withdraw:
+        settlement.withdraw(amount)
+    elif action is WalletAction.close:
+        _close_channels(found, settlement)
+    state = settlement.account_state(settlement.account)
+    shown = {
+        "account": f"0x{settlement.account}",
+        "free_balance": state.free_balance,
+        "token_balance": state.token_balance,
+        "spending_key": state.spending_key,
+    }
+    if json:
+        print_json(shown)
+    else:
+        print_table(("", ""), [(name, str(value)) for name, value in shown.items()])
+
+
+def _connect(home: Home, settings: Settings) -> Settlement:
+    if not settings.chain_rpc or settings.contract is None:
+        raise UsageError("no chain to settle on; give --chain URL and --contract 0x…")
+    from swarm.settlement_evm import EvmSettlement, load_account
+
+    key, _ = load_account(home.account_key)
+    return EvmSettlement.connect(settings.chain_rpc, settings.contract, account_key=key)
+
+
+def _claims(home: Home, settlement: Settlement) -> list[tuple[Channel, Claim]]:
+    """A claim for every channel on this contract that has earned more than the chain has paid."""
+    from swarm.ledger import read_ledger
+    from swarm.settlement import Claim
+
+    if not home.worker_ledger.exists():
+        raise UsageError(f"{home.path} has no worker's ledger; name a worker's home with --home")
+    found = []
+    with read_ledger(home.worker_ledger) as ledger:
+        for channel, signed, earned in ledger.unsettled():
+            if (channel.chain_id, channel.contract) != (settlement.chain_id, settlement.contract):
+                continue
+            state = settlement.channel(channel.client, channel.worker)
+            if state is not None and state.epoch == channel.epoch and earned > state.settled:
+                found.append((channel, Claim(signed=signed, amount=min(earned, signed.voucher.cumulative))))
+    return found
+
+
+def _settled(settlement: Settlement, channel: Channel) -> int:
+    state = settlement.channel(channel.client, channel.worker)
+    return state.settled if state is not None and state.epoch == channel.epoch else 0
+
+
+def _mark(home: Home, paid: dict[Channel, int], transaction_hash: bytes) -> None:
+    """Note in the ledger what the chain has paid. The chain is the truth, so a worker that is running may skip it."""
+    import trio
+
+    from swarm.ledger import open_ledger
+
+    async def mark() -> None:
+        async with open_ledger(home.worker_ledger) as ledger:
+            for channel, amount in paid.items():
+                await ledger.mark_settled(channel, amount, transaction_hash)
+
+    try:
+        trio.run(mark)
+    except ResourceError:
+        print_progress(f"{home.path} is in use by its worker; the chain keeps what was paid")
+
+
+def _close_channels(home: Home, settlement: Settlement) -> None:
+    from swarm.errors import PaymentError
+    from swarm.ledger import read_ledger
+
+    with read_ledger(home.client_ledger) as ledger:
+        channels = [state.channel for state in ledger.channels()]
+    for channel in channels:
+        state = settlement.channel(channel.client, channel.worker) if channel.client == settlement.account else None
+        if state is None or state.epoch != channel.epoch:
+            continue
+        if state.closing_at is None:
+            settlement.request_close(channel.worker)
+            print_progress(f"asked to close the channel to {channel.worker.short}; run this again after the window")
+        else:
+            try:
+                settlement.finalize_close(channel.worker)
+            except PaymentError as error:
+                print_progress(error.message)

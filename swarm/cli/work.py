@@ -1,0 +1,107 @@
+"""``swarm work``: lend this machine to a model."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from swarm.cli.options import (
+    BootstrapOption,
+    ChainOption,
+    ContractOption,
+    HomeOption,
+    HostOption,
+    JsonOption,
+    PortOption,
+    SpanOption,
+    joined,
+    load,
+    parse_span,
+)
+from swarm.cli.terminal import print_json, print_progress
+
+if TYPE_CHECKING:
+    from swarm.torrent import Progress
+
+
+def work(
+    model: Annotated[str, typer.Argument(help="PUBLISHER/NAME.")],
+    span: SpanOption = None,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    chain: ChainOption = None,
+    contract: ContractOption = None,
+    price: Annotated[
+        int | None, typer.Option("--price", min=0, help="Both prices at once; 0 serves for nothing.")
+    ] = None,
+    price_input: Annotated[int | None, typer.Option(min=0, help="Base units per 1000 prompt tokens and layer.")] = None,
+    price_output: Annotated[
+        int | None, typer.Option(min=0, help="Base units per 1000 written tokens and layer.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="torch's name of the device: cpu, cuda, mps.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch on a CPU.")] = None,
+    kv_mib: Annotated[int, typer.Option(min=1, help="MiB for the keys and values of all sessions.")] = 1024,
+    json: JsonOption = False,
+) -> None:
+    """Fetch a span of a model, load it and serve it until Ctrl-C. Only tensors come in; no code is ever fetched."""
+    import trio
+
+    from swarm.receipts import Price
+    from worker.app import Ready, WorkerConfig, run_worker
+
+    if price is not None:
+        price_input = price if price_input is None else price_input
+        price_output = price if price_output is None else price_output
+    found, settings = load(
+        home,
+        bootstrap=bootstrap,
+        listen_host=host,
+        listen_port=port,
+        chain_rpc=chain,
+        chain_contract=contract,
+        price_input=price_input,
+        price_output=price_output,
+    )
+    config = WorkerConfig(
+        home=found.path,
+        model=model,
+        bootstrap=joined(settings),
+        host=settings.listen_host,
+        port=settings.listen_port,
+        span=parse_span(span),
+        price=Price(per_1k_input=settings.price_input, per_1k_output=settings.price_output),
+        chain_rpc=settings.chain_rpc or None,
+        contract=settings.contract,
+        device=device,
+        threads=threads,
+        kv_budget_bytes=kv_mib << 20,
+    )
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            ready: Ready = await nursery.start(partial(run_worker, config, report=_report))
+            start, stop = ready.span
+            if json:
+                print_json(ready)
+            else:
+                print_progress(
+                    f"serving layers {start} to {stop} of {ready.model} at {ready.host}:{ready.port} "
+                    f"as peer {ready.peer_id.short}: {ready.bytes_fetched:,} of {ready.model_bytes:,} bytes fetched, "
+                    f"{ready.decode_rate:.0f} tokens/s; Ctrl-C stops it"
+                )
+
+    trio.run(run)
+
+
+def _report(what: str, progress: Progress | None) -> None:
+    if progress is None:
+        print_progress(what)
+    else:
+        print_progress(
+            f"{what}: {progress.done_bytes:,} of {progress.wanted_bytes:,} bytes "
+            f"from {progress.peers} peers, {progress.rate / 1e6:.1f} MB/s"
+        )

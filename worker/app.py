@@ -1,0 +1,236 @@
+"""A worker's whole life: find the model, fetch the span, load it, serve it. The one nursery of the process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from dht.config import DhtConfig
+from dht.directory import Directory
+from dht.node import open_node
+from dht.sources import Sources
+from swarm.config import Home
+from swarm.errors import UsageError
+from swarm.identity import Identity
+from swarm.ids import Address, ContentHash, ManifestId, PeerId
+from swarm.ledger import open_ledger
+from swarm.links import open_links
+from swarm.manifest import Manifest, SignedManifest, span_bytes, span_ranges, span_tiers
+from swarm.nurseries import open_nursery
+from swarm.peer import serve_peers
+from swarm.receipts import Price
+from swarm.settlement import Settlement
+from swarm.torrent import Progress, Torrent
+from swarm.torrents import TorrentConfig, Torrents, open_torrents
+from worker.config import ModelConfig
+from worker.engine import open_engine
+from worker.model import SpanModel
+from worker.service import Offer, Service
+from worker.source import TorrentSource
+
+KV_BUDGET = 1 << 30  # bytes for the keys and values of all sessions
+FIND_PEERS_EVERY = 5.0  # seconds between looks for more seeders while the span is on its way
+
+Report = Callable[[str, Progress | None], None]
+"""Told what is going on, with the transfer's progress while there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What to serve, where, and for how much."""
+
+    home: Path
+    """Keys, ledger and store; made if it is not there. One worker to a home."""
+    model: str
+    """PUBLISHER/NAME."""
+    bootstrap: tuple[tuple[str, int], ...]
+    """DHT nodes to join through."""
+    host: str = "127.0.0.1"
+    """The address to listen on: for peers (TCP), weights (TCP) and the DHT (UDP)."""
+    port: int = 0
+    """TCP port for peers; 0 takes a free one."""
+    span: tuple[int, int] | None = None
+    """Layers [start, stop) to serve; None for all."""
+    price: Price
+    """Base units per 1000 tokens and layer; zero serves for nothing."""
+    chain_rpc: str | None = None
+    """JSON-RPC URL of the chain that it is paid on."""
+    contract: Address | None = None
+    """The settlement contract on it."""
+    device: str = "cpu"
+    """torch's name of the device."""
+    threads: int | None = None
+    """Threads that torch may use on a CPU; None leaves it to torch."""
+    kv_budget_bytes: int = KV_BUDGET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a worker that serves says of itself. Sizes in bytes, rates in tokens per second for the span."""
+
+    peer_id: PeerId
+    host: str
+    port: int
+    model: str
+    manifest_id: ManifestId
+    span: tuple[int, int]
+    account: Address | None
+    bytes_fetched: int
+    span_bytes: int
+    model_bytes: int
+    decode_rate: float
+    prefill_rate: float
+
+
+async def run_worker(
+    config: WorkerConfig, *, report: Report, task_status: trio.TaskStatus[Ready] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled. Started once it can be called; raises a typed error when it cannot get there."""
+    home = Home(path=config.home)
+    identity = await trio.to_thread.run_sync(Identity.load, home.peer_key)
+    settlement = await trio.to_thread.run_sync(_connect_chain, config, home)
+    async with (
+        open_ledger(home.worker_ledger) as ledger,
+        open_node(DhtConfig(host=config.host, bootstrap=config.bootstrap)) as node,
+        open_torrents(TorrentConfig(host=config.host)) as torrents,
+    ):
+        directory = Directory(node)
+        report("looking for the model", None)
+        signed, objects = await _find(config, directory, identity)
+        manifest = signed.manifest
+        start, stop = _span(config, manifest)
+        async with _fetched_span(config, directory, torrents, signed, objects, (start, stop), report) as torrent:
+            fetched = (await torrent.refresh()).downloaded_payload
+            report(f"loading layers {start} to {stop}", None)
+            model = await trio.to_thread.run_sync(
+                partial(
+                    SpanModel.load,
+                    ModelConfig.parse(manifest.config),
+                    TorrentSource(manifest, torrent),
+                    start,
+                    stop,
+                    device=config.device,
+                    wire_dtype="F32" if manifest.wire_dtype == "F32" else "BF16",
+                )
+            )
+            async with open_engine(model, kv_budget_bytes=config.kv_budget_bytes, threads=config.threads) as engine:
+                report("measuring", None)
+                rates = await engine.probe()
+                offer = Offer(
+                    start=start,
+                    stop=stop,
+                    price=config.price,
+                    decode_rate=rates.decode,
+                    prefill_rate=rates.prefill,
+                )
+                service = Service(
+                    identity=identity,
+                    signed=signed,
+                    objects=objects,
+                    engine=engine,
+                    offer=offer,
+                    ledger=ledger,
+                    settlement=settlement,
+                )
+                async with open_links(identity, service.handle) as links, open_nursery() as nursery:
+                    service.links = links
+                    port = await nursery.start(
+                        partial(
+                            serve_peers,
+                            service.handle,
+                            identity,
+                            host=config.host,
+                            port=config.port,
+                            on_peer=links.adopt,
+                        )
+                    )
+                    await directory.announce_torrent(manifest.info_hash, torrents.port)
+                    await directory.announce_manifest(signed.manifest_id, port)
+                    task_status.started(
+                        Ready(
+                            peer_id=identity.peer_id,
+                            host=config.host,
+                            port=port,
+                            model=config.model,
+                            manifest_id=signed.manifest_id,
+                            span=(start, stop),
+                            account=settlement.account if settlement is not None else None,
+                            bytes_fetched=fetched,
+                            span_bytes=span_bytes(manifest, start, stop),
+                            model_bytes=sum(file.size for file in manifest.files),
+                            decode_rate=rates.decode,
+                            prefill_rate=rates.prefill,
+                        )
+                    )
+                    await trio.sleep_forever()
+
+
+async def _find(
+    config: WorkerConfig, directory: Directory, identity: Identity
+) -> tuple[SignedManifest, dict[ContentHash, bytes]]:
+    """The manifest, and every object that this worker will serve in its turn."""
+    async with open_links(identity) as links:
+        sources = Sources(directory, links)
+        signed = await sources.model(config.model)
+        manifest_id = signed.manifest_id
+        objects = {ContentHash(manifest_id): signed.encode()}
+        for content in (signed.manifest.torrent, *(content for _, content in signed.manifest.objects)):
+            objects[content] = await sources.object(manifest_id, content)
+    return signed, objects
+
+
+def _span(config: WorkerConfig, manifest: Manifest) -> tuple[int, int]:
+    start, stop = config.span or (0, manifest.layers)
+    if not 0 <= start < stop <= manifest.layers:
+        raise UsageError(f"span {start}:{stop} is not within the model's layers 0:{manifest.layers}; choose another")
+    return start, stop
+
+
+@asynccontextmanager
+async def _fetched_span(
+    config: WorkerConfig,
+    directory: Directory,
+    torrents: Torrents,
+    signed: SignedManifest,
+    objects: dict[ContentHash, bytes],
+    span: tuple[int, int],
+    report: Report,
+) -> AsyncIterator[Torrent]:
+    """The torrent once every byte of the span is verified; it goes on serving them to others."""
+    manifest = signed.manifest
+    folder = Home(path=config.home).store / manifest.info_hash.hex()
+    torrent = await torrents.fetch(objects[manifest.torrent], folder, span_tiers(manifest, *span))
+    async with open_nursery() as nursery:
+        nursery.start_soon(_add_peers, directory, manifest, torrent)
+        nursery.start_soon(_watch, torrent, report)
+        await torrent.wait(span_ranges(manifest, *span))
+        nursery.cancel_scope.cancel()
+    yield torrent
+
+
+async def _add_peers(directory: Directory, manifest: Manifest, torrent: Torrent) -> None:
+    while True:
+        for host, port in await directory.find_torrent_peers(manifest.info_hash):
+            torrent.add_peer(host, port)
+        await trio.sleep(FIND_PEERS_EVERY)
+
+
+async def _watch(torrent: Torrent, report: Report) -> None:
+    while True:
+        report("fetching", await torrent.progress_changed())
+
+
+def _connect_chain(config: WorkerConfig, home: Home) -> Settlement | None:
+    if config.chain_rpc is None:
+        return None
+    if config.contract is None:
+        raise UsageError("a chain needs the settlement contract's address too; give --contract")
+    from swarm.settlement_evm import EvmSettlement, load_account
+
+    key, _ = load_account(home.account_key)
+    return EvmSettlement.connect(config.chain_rpc, config.contract, account_key=key)

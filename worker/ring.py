@@ -1,0 +1,183 @@
+"""One stage of one session on the wire: drives a `StageSession` between the client, the neighbours and the device.
+
+Whoever brings something in (a step, a voucher) runs the pump that computes and sends; if it is running already, it
+takes the new work along. So a step costs no change of tasks between its arrival and its leaving.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from swarm.errors import ClosedError, ProtocolError, SwarmError, UnreachableError
+from swarm.ids import PeerId
+from swarm.links import Links
+from swarm.messages import (
+    Begin,
+    CloseSession,
+    Credit,
+    CreditAck,
+    NeedCredit,
+    OpenLink,
+    ReceiptAck,
+    ReceiptOffer,
+    SessionClosed,
+    StageRef,
+    Step,
+)
+from swarm.peer import Peer, Stream
+from swarm.receipts import Receipt
+from worker.engine import Stage, StageInput
+from worker.session import Action, Drawn, Emit, Forward, Return, StageSession, Work
+
+RECEIPT_TIMEOUT = 10.0  # seconds a client has to sign the receipt before the worker goes on without
+
+AcceptVoucher = Callable[[bytes, bytes], Awaitable[int]]
+"""Check, store and count a voucher (its record and signature); returns the highest cumulative held."""
+StoreReceipt = Callable[[Receipt, bytes | None], Awaitable[bytes]]
+"""Sign and store a receipt, with the client's signature when there is one; returns the worker's signature."""
+
+
+class RingStage:
+    """A session's stage, from its opening to its receipt."""
+
+    def __init__(self, core: StageSession, stage: Stage, control: Stream, links: Links) -> None:
+        self.core = core
+        self._stage = stage
+        self._control = control
+        self._links = links
+        self._out: Stream | None = None
+        self._pumping = False
+        self._failed: SwarmError | None = None
+        self._over = trio.CancelScope()
+
+    @property
+    def _next(self) -> StageRef:
+        chain = self.core.opening.chain
+        return chain[(self.core.opening.index + 1) % len(chain)]
+
+    async def connect(self) -> None:
+        """Have the connection to the next stage ready. The last of two stages answers on the link of the first."""
+        chain = self.core.opening.chain
+        if len(chain) > 1 and not (len(chain) == 2 and self.core.is_last):
+            await self._links.connect(self._next.host, self._next.port, self._next.peer_id)
+
+    # ---- the client's side ----------------------------------------------------------------------------------------
+
+    async def serve(self, accept: AcceptVoucher, store: StoreReceipt) -> None:
+        """Serve the control stream until the call is closed. Whatever ends it, there is a receipt of what was done."""
+        tokens: int | None = None
+        try:
+            with self._over:
+                tokens = await self._converse(accept)
+            if self._failed is not None:
+                raise self._failed
+        finally:
+            self._over.cancel()
+            self._stage.close()
+            if self._out is not None:
+                self._out.reset("the session is over")
+            receipt = self.core.close(tokens, now_ms=time.time_ns() // 1_000_000)
+            if receipt is not None:
+                with trio.CancelScope(shield=True):
+                    signature = await store(receipt, None)
+        if receipt is not None:
+            await self._exchange(receipt, signature, store)
+        await self._control.send(SessionClosed(), fin=True)
+
+    async def _converse(self, accept: AcceptVoucher) -> int:
+        while True:
+            received = await self._control.receive()
+            if received is None:
+                raise ClosedError("the client ended the session without closing it")
+            match received.message:
+                case Begin() as begin:
+                    self.core.begin(begin, received.raw)
+                    await self.pump()
+                case Credit(record, signature):
+                    cumulative = await accept(record, signature)
+                    await self._control.send(CreditAck(str(cumulative)))
+                    await self.pump()
+                case CloseSession(tokens):
+                    return tokens
+                case other:
+                    raise ProtocolError(
+                        f"the client sent {type(other).__name__} in a session", peer_id=self.core.client
+                    )
+
+    async def _exchange(self, receipt: Receipt, signature: bytes, store: StoreReceipt) -> None:
+        with trio.move_on_after(RECEIPT_TIMEOUT):
+            await self._control.send(ReceiptOffer(receipt.pack(), signature))
+            answer, _ = await self._control.expect(ReceiptAck)
+            receipt.verify(self.core.client, answer.signature)
+            await store(receipt, answer.signature)
+
+    # ---- the ring's side ------------------------------------------------------------------------------------------
+
+    async def attach(self, peer: Peer, stream: Stream) -> None:
+        """Take steps from upstream until the stream ends. An error here is the session's, and names who is at fault."""
+        try:
+            if peer.peer_id != self.core.upstream:
+                raise ProtocolError(f"peer {peer.peer_id.short} is not this stage's neighbour", peer_id=peer.peer_id)
+            while (received := await stream.receive()) is not None:
+                if not isinstance(received.message, Step):
+                    raise ProtocolError(f"peer {peer.peer_id.short} sent no step on a link", peer_id=peer.peer_id)
+                self.core.receive(received.message, received.raw)
+                await self.pump()
+        except SwarmError as error:
+            self.fail(error, peer.peer_id)
+
+    def fail(self, error: SwarmError, culprit: PeerId | None = None) -> None:
+        """End the session with an error; the first one counts, and none does once the call is closed."""
+        if self._failed is None and not self.core.closed:
+            error.peer_id = error.peer_id or culprit
+            self._failed = error
+            self._over.cancel()
+
+    async def pump(self) -> None:
+        """Compute and send while there is work that is paid for."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while (work := self.core.next_work()) is not None:
+                await self._compute(work)
+        finally:
+            self._pumping = False
+        if needed := self.core.credit_needed():
+            await self._control.send(NeedCredit(str(needed)))
+
+    async def _compute(self, work: Work) -> None:
+        output = await self._stage.forward(
+            StageInput(position=work.position, ids=work.ids, hidden=work.hidden, count=work.count, sample=work.sample)
+        )
+        draw = output.draw
+        drawn = Drawn(draw.token, draw.logprob, draw.top) if draw is not None else None
+        for action in self.core.complete(work, output.hidden, drawn):
+            await self._perform(action)
+
+    async def _perform(self, action: Action) -> None:
+        match action:
+            case Emit(tokens):
+                await self._control.send(tokens)
+            case Forward(step, raw):
+                await self._send_step(step, raw)
+            case Return(step, raw):
+                if self.core.is_first:  # a chain of one: the token stays here
+                    self.core.receive(step, raw)
+                else:
+                    await self._send_step(step, raw)
+
+    async def _send_step(self, step: Step, raw: bytes) -> None:
+        try:
+            if self._out is None:
+                peer = await self._links.connect(self._next.host, self._next.port, self._next.peer_id)
+                self._out = peer.open_stream()
+                await self._out.send(OpenLink(self.core.opening.session_id, self.core.epoch))
+            await self._out.send(step, raw, urgent=step.count == 1)
+        except (UnreachableError, ClosedError) as error:
+            raise UnreachableError(
+                f"the next stage, peer {self._next.peer_id.short}, is gone", peer_id=self._next.peer_id
+            ) from error

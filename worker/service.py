@@ -1,0 +1,267 @@
+"""What a worker serves over the peer protocol: objects, quotes, and stages of sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+
+from swarm.errors import BusyError, PaymentError, ProtocolError, UnavailableError, UnknownModelError, VerificationError
+from swarm.identity import Identity
+from swarm.ids import ContentHash, PeerId, SessionId
+from swarm.ledger import Ledger
+from swarm.links import Links
+from swarm.manifest import Manifest, SignedManifest
+from swarm.messages import GetObject, GetQuote, OpenLink, OpenSession, QuoteReply, SessionOpened, unpack_ids
+from swarm.objects import send_object
+from swarm.peer import Peer, Stream
+from swarm.protocol import Received
+from swarm.receipts import FREE_CHANNEL, NO_ACCOUNT, WINDOW_TOKENS, Channel, Price, Receipt, SignedVoucher, Voucher
+from swarm.records import QUOTE_SECONDS, Quote, SignedQuote
+from swarm.settlement import ChannelState, Settlement
+from worker.credit import Account
+from worker.engine import Engine
+from worker.ring import RingStage
+from worker.session import StageSession
+
+MAX_SESSIONS = 256  # stages of sessions at once; key-value memory is usually the tighter bound
+BUSY_RETRY = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What this worker serves and asks. Rates are tokens per second for the whole span, as measured."""
+
+    start: int
+    stop: int
+    price: Price
+    decode_rate: float
+    prefill_rate: float
+
+
+class Service:
+    """Serves one span of one model. Its `handle` is the handler of every connection."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        signed: SignedManifest,
+        objects: Mapping[ContentHash, bytes],
+        engine: Engine,
+        offer: Offer,
+        ledger: Ledger,
+        settlement: Settlement | None,
+    ) -> None:
+        """``settlement`` is None for a worker that serves for nothing; its price must then be zero."""
+        if settlement is None and (offer.price.per_1k_input or offer.price.per_1k_output):
+            raise PaymentError(
+                "a worker that asks a price needs a chain; give --chain, or --price 0 to serve for nothing"
+            )
+        self._identity = identity
+        self._signed = signed
+        self._manifest: Manifest = signed.manifest
+        self._objects = objects
+        self._engine = engine
+        self._offer = offer
+        self._ledger = ledger
+        self._settlement = settlement
+        self._accounts: dict[Channel, Account] = {}
+        self._spending_keys: dict[Channel, PeerId] = {}
+        self._sessions: dict[SessionId, RingStage] = {}
+        self.links: Links | None = None
+        """Connections to neighbours; set by whoever opens them with this service's handler."""
+
+    async def handle(self, peer: Peer, stream: Stream, request: Received) -> None:
+        """Serve one stream."""
+        match request.message:
+            case OpenLink(session_id, _):
+                await self._attach(peer, stream, session_id)
+            case OpenSession() as opening:
+                await self._open(peer, stream, opening, request.raw)
+            case GetQuote(manifest_id):
+                quote = self.quote(manifest_id)
+                await stream.send(QuoteReply(quote.record, quote.signature), fin=True)
+            case GetObject(wanted):
+                await send_object(stream, self._objects, wanted)
+            case other:
+                raise ProtocolError(f"{type(other).__name__} opens no stream")
+
+    def quote(self, manifest_id: bytes) -> SignedQuote:
+        """What this worker offers now. Raises `UnknownModelError` for a model it does not serve."""
+        if manifest_id != self._signed.manifest_id:
+            raise UnknownModelError(f"this worker serves another model, {self._manifest.name}")
+        capacity, now = self._engine.capacity(), int(time.time())
+        settlement = self._settlement
+        return Quote(
+            worker=self._identity.peer_id,
+            manifest_id=self._signed.manifest_id,
+            start=self._offer.start,
+            stop=self._offer.stop,
+            price=self._offer.price,
+            account=settlement.account if settlement is not None else NO_ACCOUNT,
+            chain_id=settlement.chain_id if settlement is not None else 0,
+            contract=settlement.contract if settlement is not None else NO_ACCOUNT,
+            window=WINDOW_TOKENS,
+            device=capacity.device,
+            device_name=capacity.device_name[:120],
+            memory_bytes=capacity.memory_bytes,
+            free_positions=capacity.kv_positions_free,
+            queue=capacity.queue,
+            decode_rate=int(self._offer.decode_rate * 1000),
+            prefill_rate=int(self._offer.prefill_rate * 1000),
+            context=self._manifest.context,
+            issued=now,
+            valid_until=now + QUOTE_SECONDS,
+        ).sign(self._identity)
+
+    # ---- sessions -------------------------------------------------------------------------------------------------
+
+    async def _attach(self, peer: Peer, stream: Stream, session_id: SessionId) -> None:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise UnavailableError("no such session here")
+        await session.attach(peer, stream)
+
+    async def _open(self, peer: Peer, stream: Stream, opening: OpenSession, raw: memoryview) -> None:
+        if self.links is None:
+            raise UnavailableError("this worker is still starting")
+        quote = self._check(peer, opening)
+        if opening.session_id in self._sessions:
+            raise ProtocolError("this session is already open here")
+        if len(self._sessions) >= MAX_SESSIONS:
+            raise BusyError(f"{MAX_SESSIONS} sessions are open", retry_after=BUSY_RETRY)
+        account = await self._account(opening, quote)
+        stage_ref = opening.chain[opening.index]
+        is_last = opening.index == len(opening.chain) - 1
+        core = StageSession(
+            opening,
+            client=peer.peer_id,
+            price=quote.quote.price,
+            account=account,
+            row_bytes=self._manifest.row_bytes,
+            now_ms=time.time_ns() // 1_000_000,
+        )
+        try:
+            stage = self._engine.open_stage(
+                stage_ref.start,
+                stage_ref.stop,
+                core.max_positions,
+                opening.sampling if is_last else None,
+                unpack_ids(raw) if is_last else (),
+            )
+        except BaseException:
+            core.close(0, now_ms=0)
+            raise
+        session = RingStage(core, stage, stream, self.links)
+        self._sessions[opening.session_id] = session
+
+        async def accept(record: bytes, signature: bytes) -> int:
+            voucher = await self._accept(SignedVoucher(voucher=Voucher.unpack(record), signature=signature), quote)
+            return voucher.promised
+
+        async def store(receipt: Receipt, client_signature: bytes | None) -> bytes:
+            signature = receipt.sign(self._identity)
+            await self._ledger.record_receipt(
+                account.channel or FREE_CHANNEL, receipt, worker_signature=signature, client_signature=client_signature
+            )
+            return signature
+
+        try:
+            await session.connect()
+            await stream.send(SessionOpened(core.max_positions))
+            await session.serve(accept, store)
+        finally:
+            stage.close()
+            if not core.closed:
+                core.close(0, now_ms=0)
+            del self._sessions[opening.session_id]
+
+    def _check(self, peer: Peer, opening: OpenSession) -> SignedQuote:
+        """Everything about an opening that can be judged at once; returns the quote it stands on."""
+        if opening.manifest_id != self._signed.manifest_id:
+            raise UnknownModelError(f"this worker serves another model, {self._manifest.name}")
+        quote = SignedQuote.read(opening.quote, opening.quote_signature, sender=self._identity.peer_id, now=time.time())
+        if opening.index >= len(opening.chain):
+            raise ProtocolError("the session names a stage that its chain does not have")
+        position = 0
+        for stage in opening.chain:
+            if stage.start != position or stage.stop <= stage.start:
+                raise ProtocolError(f"the chain does not cover layer {position}")
+            position = stage.stop
+        if position != self._manifest.layers:
+            raise ProtocolError(f"the chain covers {position} of {self._manifest.layers} layers")
+        if len({stage.peer_id for stage in opening.chain}) != len(opening.chain):
+            raise ProtocolError("a worker has one stage in a chain")
+        mine = opening.chain[opening.index]
+        if mine.peer_id != self._identity.peer_id:
+            raise ProtocolError("this stage is another worker's")
+        if not self._offer.start <= mine.start < mine.stop <= self._offer.stop:
+            raise UnavailableError(
+                f"layers {mine.start} to {mine.stop} are not in this worker's span, "
+                f"{self._offer.start} to {self._offer.stop}; ask for a new quote"
+            )
+        positions = opening.prompt_tokens + opening.max_tokens
+        if positions > self._manifest.context:
+            raise ProtocolError(
+                f"{opening.prompt_tokens} prompt and {opening.max_tokens} new tokens are more than "
+                f"the context of {self._manifest.context}"
+            )
+        return quote
+
+    # ---- money ----------------------------------------------------------------------------------------------------
+
+    async def _account(self, opening: OpenSession, quote: SignedQuote) -> Account:
+        """The account that pays this session, its opening voucher accepted."""
+        price = quote.quote.price
+        if not price.per_1k_input and not price.per_1k_output:
+            return Account(None)
+        if not opening.voucher:
+            raise PaymentError("this worker is paid by voucher; open a channel to it first")
+        voucher = SignedVoucher(voucher=Voucher.unpack(opening.voucher), signature=opening.voucher_signature)
+        return await self._accept(voucher, quote)
+
+    async def _accept(self, signed: SignedVoucher, quote: SignedQuote) -> Account:
+        """Check a voucher against the chain, store it, count it. Acknowledged only once it is on disk."""
+        channel = signed.voucher.channel
+        account = await self._known_account(channel, at_least=signed.voucher.cumulative)
+        if signed == self._ledger.accepted(channel):
+            return account  # the last one again: its unearned rest pays this call
+        signed.verify(self._spending_keys[channel])
+        if signed.voucher.terms_hash != quote.terms_hash:
+            raise PaymentError("the voucher pays under other terms than this session's quote")
+        if signed.voucher.cumulative > account.cap:
+            account.promise(signed.voucher.cumulative)  # raises, and says what the channel holds
+        await self._ledger.accept_voucher(signed)
+        account.promise(signed.voucher.cumulative)
+        return account
+
+    async def _known_account(self, channel: Channel, *, at_least: int) -> Account:
+        """The channel's account; its allocation is read from the chain at first and when a voucher goes above it."""
+        settlement = self._settlement
+        if settlement is None:
+            raise PaymentError("this worker serves for nothing and takes no vouchers")
+        if (channel.chain_id, channel.contract, channel.worker) != (
+            settlement.chain_id,
+            settlement.contract,
+            settlement.account,
+        ):
+            raise VerificationError("the voucher is for another chain, contract or worker")
+        account = self._accounts.get(channel)
+        if account is not None and account.cap >= at_least:
+            return account
+        state: ChannelState | None = await trio.to_thread.run_sync(settlement.channel, channel.client, channel.worker)
+        if state is None or state.epoch != channel.epoch:
+            raise PaymentError("there is no such channel on the chain; allocate to this worker first")
+        if state.closing_at:
+            raise PaymentError("this channel is being closed; open a new one")
+        account = self._accounts.get(channel)  # another session may have read it meanwhile
+        if account is None:
+            account = self._accounts[channel] = Account(channel, earned=self._ledger.earned(channel))
+            accepted = self._ledger.accepted(channel)
+            account.promised = accepted.voucher.cumulative if accepted is not None else 0
+        account.cap = state.cap
+        self._spending_keys[channel] = state.spending_key
+        return account
