@@ -21,7 +21,7 @@ WIDENING = 1.5
 ATTEMPTS = 3  # at 10 % loss each way, 0.7 % of live peers look dead
 SAMPLES_PER_PEER = 16
 SAMPLES_OVERALL = 64
-SILENT_FOR = 120.0  # seconds a peer that was given up is asked but not waited for: others go on naming it meanwhile
+SILENT_FOR = 120.0  # seconds a suspect is asked but not waited for: others go on naming it meanwhile
 MAX_SILENT = 1024
 MAX_PEERS_MEASURED = 4096  # round trips remembered: under 1 MB
 
@@ -116,16 +116,15 @@ class Calls:
         """Note a sign of life."""
         self._silent.pop(endpoint, None)
 
-    def give_up(self, call: Call, now: float) -> None:
-        """Close a call that nobody answered."""
-        self.close(call)
-        self._silent[call.endpoint] = now + SILENT_FOR
-        self._silent.move_to_end(call.endpoint)
+    def suspect(self, endpoint: Endpoint, now: float) -> None:
+        """Note that ``endpoint`` let several transmissions pass."""
+        self._silent[endpoint] = now + SILENT_FOR
+        self._silent.move_to_end(endpoint)
         if len(self._silent) > MAX_SILENT:
             self._silent.popitem(last=False)
 
     def silent(self, now: float) -> frozenset[Endpoint]:
-        """Endpoints that were given up lately and gave no sign of life since."""
+        """Suspects of the last two minutes that gave no sign of life since."""
         while self._silent and next(iter(self._silent.values())) <= now:
             self._silent.popitem(last=False)
         return frozenset(self._silent)

@@ -272,19 +272,19 @@ class Engine:
     def _retry(self, call: Call, now: float) -> None:
         operation = self._operation_of(call)
         abandoned = call.operation is not None and operation is None
+        if call.attempts > 1:
+            self._calls.suspect(call.endpoint, now)
         if call.attempts < ATTEMPTS and not abandoned:
             self._transmit(call, now)
             if operation is not None:
                 operation.timed_out(call.endpoint, call.attempts - 1)
                 self._pump(call.operation, now)
             return
+        self._calls.close(call)
         self._pinging.discard(call.endpoint)
-        if call.attempts > 1:
-            self._calls.give_up(call, now)
+        if call.attempts > 1:  # one lost datagram is no failure
             self._counters.timeouts += 1
             self._table.failed(call.endpoint)
-        else:
-            self._calls.close(call)  # its operation is over, and one lost datagram is no failure
         if operation is not None:
             operation.failed(call.endpoint, None)
             self._pump(call.operation, now)
