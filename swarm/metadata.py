@@ -19,7 +19,7 @@ from swarm.ids import ContentHash, InfoHash
 from swarm.safetensors_header import MAX_FILE
 
 BLOCK = 16 * 1024  # BEP 52's leaf
-MIN_PIECE = BLOCK
+MIN_PIECE = 2 * BLOCK  # with one-block pieces libtorrent drops honest peers after a corrupt piece ("invalid hashes")
 MAX_PIECE = 16 * 2**20  # larger ones make a span's overhead 26 % and a corrupt block expensive
 MAX_FILES = 4096  # the largest published models have a few hundred shards
 MAX_PIECES = 2**20 - 2**10  # their hashes fit MAX_TORRENT with room for the file list
@@ -67,6 +67,18 @@ class TorrentMetadata:
     def info_hash(self) -> InfoHash:
         """SHA-256 of the info dictionary."""
         return info_hash(tuple((file.name, file.size, file.root) for file in self.files), self.piece_length)
+
+    def is_piece(self, file: int, number: int, data: bytes | memoryview) -> bool:
+        """Whether ``data`` is piece ``number`` of file number ``file``, each counted from 0."""
+        facts = self.files[file]
+        start = number * self.piece_length
+        if len(data) != min(self.piece_length, facts.size - start):
+            return False
+        leaves = [hashlib.sha256(data[at : at + BLOCK]).digest() for at in range(0, len(data), BLOCK)]
+        if not facts.layer:
+            return _tree_root(leaves, _power(len(leaves)), _EMPTY) == facts.root
+        wanted = facts.layer[number * HASH_SIZE : (number + 1) * HASH_SIZE]
+        return _tree_root(leaves, self.piece_length // BLOCK, _EMPTY) == wanted
 
     def encode(self) -> bytes:
         """The canonical bytes of the .torrent file. Raises `ProtocolError` if they are over `MAX_TORRENT`."""

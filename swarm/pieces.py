@@ -42,14 +42,14 @@ class PieceMap:
             )
         return covered
 
-    def files(self, pieces: Iterable[int]) -> list[int]:
-        """The files that ``pieces`` belong to, in order."""
-        wanted = set(pieces)
-        return [
-            file
-            for file, size in enumerate(self.sizes)
-            if not wanted.isdisjoint(range(self.first(file), self.first(file) + self._count(size)))
-        ]
+    def place(self, piece: int) -> tuple[int, int]:
+        """(file, number of the piece within it)."""
+        for file, size in enumerate(self.sizes):
+            count = self._count(size)
+            if piece < count:
+                return file, piece
+            piece -= count
+        raise LayoutError("a piece lies behind the last file")
 
     def bytes_in(self, pieces: Iterable[int]) -> int:
         """Bytes that ``pieces`` hold together: a file's last piece may be short."""
@@ -63,16 +63,18 @@ class PieceMap:
 class FetchPlan:
     """Tiers of pieces in the order they are needed, and what is fetched, flushed and so readable.
 
-    A piece is *finished* when its hash holds and *readable* once the cache has been flushed after that: libtorrent
-    reports pieces whose bytes are not in the file yet. One flush is under way at a time; it makes those pieces
-    readable that were finished when it was asked for.
+    A piece is *finished* when libtorrent says its hash holds, *flushed* once the cache has been written after that
+    (libtorrent reports pieces whose bytes are not in the file yet), and *verified* when its bytes were read back from
+    the file and hashed: a flush onto a full disk is answered like any other. One flush is under way at a time; it
+    counts for those pieces that were finished when it was asked for.
 
     libtorrent also flushes on its own, and its answers do not say to whom. So as many flushes are asked for as
     answers may still be on their way, and one more: once as many answers have come, one of them is ours.
     """
 
     __slots__ = (
-        "_awaited", "_finished", "_flushing", "_on_the_way", "_readable", "_tiers", "_total", "_turn", "wanted",
+        "_awaited", "_finished", "_flushed", "_flushing", "_on_the_way",
+        "_tiers", "_total", "_turn", "_verified", "wanted",
     )  # fmt: skip
 
     def __init__(self, total: int, tiers: Sequence[AbstractSet[int]]) -> None:
@@ -81,7 +83,8 @@ class FetchPlan:
         self._tiers = [tier for tier in tiers if tier]
         self._finished: set[int] = set()
         self._flushing: set[int] = set()
-        self._readable: set[int] = set()
+        self._flushed: set[int] = set()
+        self._verified: set[int] = set()
         self._on_the_way = 0  # answers that may still come, at most
         self._turn = 0  # the first tier that is not finished
         self._awaited = 0  # answers that must come before the flush under way is over
@@ -92,7 +95,15 @@ class FetchPlan:
 
     def missing(self, pieces: AbstractSet[int]) -> AbstractSet[int]:
         """Those of ``pieces`` whose bytes may not be read yet."""
-        return pieces - self._readable
+        return pieces - self._verified
+
+    def to_verify(self, pieces: AbstractSet[int]) -> AbstractSet[int]:
+        """Those of ``pieces`` that are in the file and were not hashed there yet."""
+        return pieces & self._flushed - self._verified
+
+    def verified(self, pieces: Iterable[int]) -> None:
+        """These were read back from the file and their hashes hold."""
+        self._verified.update(pieces)
 
     def unfinished(self, pieces: AbstractSet[int]) -> AbstractSet[int]:
         """Those of ``pieces`` whose hash is not known to hold."""
@@ -103,8 +114,8 @@ class FetchPlan:
         self._finished.update(pieces)
 
     def start_flush(self, pieces: AbstractSet[int]) -> int:
-        """How many flushes to ask for now so that ``pieces`` become readable; 0 if it is not time for one."""
-        if self._awaited or not pieces <= self._finished or pieces <= self._readable:
+        """How many flushes to ask for now so that ``pieces`` get into the file; 0 if it is not time for one."""
+        if self._awaited or not pieces <= self._finished or pieces <= self._flushed:
             return 0
         self._flushing = set(self._finished)
         self._awaited = self._on_the_way + 1
@@ -121,7 +132,7 @@ class FetchPlan:
         if self._awaited:
             self._awaited -= 1
             if not self._awaited:
-                self._readable |= self._flushing
+                self._flushed |= self._flushing
 
     def answers_lost(self) -> None:
         """Answers may have been dropped: the flush under way is given up, to be asked for again."""

@@ -94,6 +94,7 @@ class Engine(Protocol):
     def ask_stats(self, info_hash: InfoHash, *, pieces: bool) -> None: ...
     def prioritise(self, info_hash: InfoHash, priorities: list[int]) -> None: ...
     def connect(self, info_hash: InfoHash, host: str, port: int) -> None: ...
+    def pause(self, info_hash: InfoHash) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ class Torrent:
         self._engine.connect(self.info_hash, host, port)
 
     async def wait(self, ranges: Iterable[ByteRange]) -> None:
-        """Return once all of ``ranges`` may be read: fetched, their hashes checked, and written to the files.
+        """Return once all of ``ranges`` may be read: fetched, written to the files, and hashed there.
 
         Raises `ResourceError` naming the file if it cannot be written (a full disk), `ClosedError` if the session
         closes meanwhile. There is no time limit of its own: peers may come at any time.
@@ -151,6 +152,9 @@ class Torrent:
         while self.plan.missing(pieces):
             self._check_open()
             self._check_failure()
+            if written := self.plan.to_verify(pieces):
+                await self._verify(sorted(written))
+                continue
             for _ in range(self.plan.start_flush(pieces)):
                 self._engine.flush(self.info_hash)
             await self._changed.wait()
@@ -165,10 +169,7 @@ class Torrent:
         if self.plan.missing(pieces):
             name = self.metadata.files[file].name
             raise VerificationError(f"bytes {start}..{stop} of {name} are not verified yet; wait for them first")
-        mapped = self._maps.get(file)
-        if mapped is None:
-            mapped = self._maps[file] = self._map_file(file)
-        return memoryview(mapped)[start:stop]
+        return memoryview(self._mapped(file))[start:stop]
 
     def progress(self) -> Progress:
         """What is known now. Peers and rate are those of the last `refresh`."""
@@ -209,7 +210,9 @@ class Torrent:
             case Stats():
                 self._take_stats(event)
             case Failed():
-                self._failure = self._failure or event
+                if self._failure is None:
+                    self._failure = event
+                    self._engine.pause(self.info_hash)  # it would go on to serve what it could not write
             case Checked():
                 self._checked = True
             case Added():
@@ -279,11 +282,28 @@ class Torrent:
         if self.plan.turn_changed():
             self._engine.prioritise(self.info_hash, self.plan.priorities())
 
+    async def _verify(self, pieces: list[int]) -> None:
+        """Hash pieces as they are in the files, in a thread: libtorrent answers a flush the disk refused, too."""
+        places = [self.map.place(piece) for piece in pieces]
+        maps = {file: self._mapped(file) for file, _ in places}
+        wrong = await trio.to_thread.run_sync(_first_wrong, self.metadata, places, maps)
+        self._check_open()
+        self._check_failure()
+        if wrong is not None:
+            path = self.folder / self.metadata.files[wrong].name
+            raise ResourceError(f"{path} does not hold what was written to it; check the disk, remove it, start again")
+        self.plan.verified(pieces)
+
     def _covering(self, ranges: Iterable[ByteRange]) -> set[int]:
         try:
             return self.map.pieces(ranges)
         except LayoutError as error:
             raise UsageError(f"{error}; take ranges from the model's manifest") from error
+
+    def _mapped(self, file: int) -> mmap.mmap:
+        if file not in self._maps:
+            self._maps[file] = self._map_file(file)
+        return self._maps[file]
 
     def _map_file(self, file: int) -> mmap.mmap:
         path = self.folder / self.metadata.files[file].name
@@ -304,6 +324,16 @@ class Torrent:
         if self._failure is not None:
             failure = self._failure
             raise ResourceError(
-                f"cannot write {failure.path}: {failure.reason}; free some space or choose another folder, then start "
+                f"cannot use {failure.path}: {failure.reason}; free some space or choose another folder, then start "
                 "again: what is there is kept"
             )
+
+
+def _first_wrong(metadata: TorrentMetadata, places: list[tuple[int, int]], maps: dict[int, mmap.mmap]) -> int | None:
+    """The first file that does not hold one of the pieces at ``places`` (file, piece in it)."""
+    for file, number in places:
+        start = number * metadata.piece_length
+        stop = min(start + metadata.piece_length, metadata.files[file].size)
+        if not metadata.is_piece(file, number, memoryview(maps[file])[start:stop]):
+            return file
+    return None

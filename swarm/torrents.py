@@ -7,6 +7,7 @@ no trackers. Peers come from our own directory through `Torrent.add_peer`. Alert
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from swarm.errors import ResourceError, UsageError
 from swarm.ids import InfoHash
 from swarm.layout import ByteRange
 from swarm.metadata import TorrentMetadata
+from swarm.nurseries import open_nursery
 from swarm.torrent import (
     Added,
     Checked,
@@ -61,13 +63,21 @@ class TorrentConfig:
     utp: bool = False
     """Also speak uTP, which yields to other traffic: for home links. On fast links it is many times slower."""
 
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError as error:
+            raise UsageError(f"{self.host[:80]!r} is not a numeric address to listen on, such as 127.0.0.1") from error
+        if not 0 <= self.port <= 0xFFFF or self.upload_rate < 0 or self.download_rate < 0:
+            raise UsageError("a torrent session needs a port from 0 to 65535 and rates that are not negative")
+
 
 @asynccontextmanager
 async def open_torrents(config: TorrentConfig) -> AsyncIterator[Torrents]:
     """A session that listens. Raises `ResourceError` if the port is in use or the address is not this machine's."""
     torrents = Torrents(config)
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_nursery() as nursery:
             nursery.start_soon(torrents.pump)
             await torrents.listening()
             try:
@@ -118,11 +128,9 @@ class Torrents:
         torrent = Torrent(metadata, folder, self, [everything])
         await self._add(torrent, raw, lt.torrent_flags.upload_mode, [0] * torrent.map.total)
         try:
-            wrong = torrent.map.files(torrent.plan.unfinished(torrent.plan.wanted))
-            if wrong:
-                path = folder / metadata.files[wrong[0]].name
+            if wrong := torrent.plan.unfinished(torrent.plan.wanted):
+                path = folder / metadata.files[torrent.map.place(min(wrong))[0]].name
                 raise ResourceError(f"{path} differs from what was published; publish the folder again")
-            await torrent.wait(everything)
         except BaseException:
             self._forget(torrent)
             raise
@@ -141,7 +149,7 @@ class Torrents:
         return torrent
 
     async def remove(self, torrent: Torrent) -> None:
-        """Stop serving and fetching; the files stay. Returns once they are closed."""
+        """Stop serving and fetching; the files stay. Returns once the session has let go of the torrent."""
         if self._torrents.get(torrent.info_hash) is torrent:
             self._session.remove_torrent(self._handles[torrent.info_hash])
             await torrent.removed()
@@ -167,6 +175,10 @@ class Torrents:
             self._handles[info_hash].connect_peer((host, port))
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
             raise UsageError(f"{host}:{port} is not a numeric address and port") from error
+
+    def pause(self, info_hash: InfoHash) -> None:
+        """Stop serving and fetching."""
+        self._handles[info_hash].pause()
 
     # The session's own life.
 
@@ -240,13 +252,15 @@ class Torrents:
                     torrent.answers_lost()
             case lt.state_update_alert():
                 for status in alert.status:
-                    self._deliver(status.handle, _stats(status))
+                    self._deliver(status.info_hashes, _stats(status))
+            case lt.torrent_removed_alert():  # its handle is already empty
+                self._deliver(alert.info_hashes, Removed())
             case lt.add_torrent_alert():
                 self._added(alert)
             case _:
                 for kind, make in _EVENTS:
                     if isinstance(alert, kind):
-                        self._deliver(alert.handle, make(alert))
+                        self._deliver(alert.handle.info_hashes(), make(alert))
 
     def _added(self, alert: Any) -> None:
         info_hash = InfoHash(alert.params.info_hashes.v2.to_bytes())
@@ -260,8 +274,8 @@ class Torrents:
             self._handles[info_hash] = alert.handle
             torrent.handle(Added(problem=""))
 
-    def _deliver(self, handle: Any, event: Event) -> None:
-        torrent = self._torrents.get(InfoHash(handle.info_hashes().v2.to_bytes()))
+    def _deliver(self, info_hashes: Any, event: Event) -> None:
+        torrent = self._torrents.get(InfoHash(info_hashes.v2.to_bytes()))
         if torrent is not None:
             torrent.handle(event)
 
@@ -273,7 +287,6 @@ _EVENTS: tuple[tuple[Any, Any], ...] = (
     (lt.torrent_finished_alert, lambda alert: FlushingItself()),
     (lt.torrent_paused_alert, lambda alert: FlushingItself()),
     (lt.torrent_checked_alert, lambda alert: Checked()),
-    (lt.torrent_removed_alert, lambda alert: Removed()),
     (lt.file_error_alert, lambda alert: Failed(path=alert.filename(), reason=alert.error.message().lower())),
 )
 
@@ -284,6 +297,7 @@ def _settings(config: TorrentConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "listen_interfaces": f"{host}:{config.port}",
         "listen_system_port_fallback": False,
+        "max_retry_port_bind": 0,  # a port in use is an error, not the next port
         "enable_dht": False,
         "enable_lsd": False,
         "enable_upnp": False,
