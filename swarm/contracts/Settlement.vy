@@ -274,6 +274,7 @@ def request_close(worker: address):
     assert word & M128 != 0, "channel is not open"
     assert (word >> 128) & M40 == 0, "channel is closing"
     closing_at: uint256 = block.timestamp + close_window
+    assert closing_at <= M40, "clock is out of range"
     self.channels[msg.sender][worker] = word | (closing_at << 128)
     log CloseRequested(
         client=msg.sender,

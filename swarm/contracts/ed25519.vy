@@ -399,6 +399,76 @@ def _challenge(r: uint256, key: uint256, tag: uint256, digest: uint256) -> uint2
 
 @internal
 @view
+def _table(key: Key) -> uint256[4][16]:
+    """
+    @notice The sums that one step of `_verify` adds from.
+    @param key What `_expand` made of the public key.
+    @return Entry b0 + 2 b1 + 4 b2 + 8 b3 is b0 B + b1 B' + b2 (-A) + b3 (-A)' as (Y - X, Y + X, 2Z, 2dT).
+    """
+    table: uint256[4][16] = empty(uint256[4][16])
+    table[1] = BASE
+    table[2] = BASE_HIGH
+    table[3] = BASE_BOTH
+    X: uint256 = 0
+    Y: uint256 = 0
+    Z: uint256 = 1
+    T: uint256 = 0
+    entry: uint256[4] = empty(uint256[4])
+    # The rows of -A, of (-A)' and of their sum; each row's columns add B, B' and B + B' to it.
+    for row: uint256 in range(1, 4):
+        if row == 1:
+            X = key.x
+            Y = self._swap(convert(key.encoded, uint256)) & (2**255 - 1)
+            T = uint256_mulmod(X, Y, P)
+        elif row == 2:
+            X = key.x_high
+            Y = key.y_high
+            T = uint256_mulmod(X, Y, P)
+        else:
+            # (-A)' is still here with Z = 1, and -A is entry 4.
+            entry = table[4]
+            A: uint256 = uint256_mulmod(unsafe_sub(unsafe_add(Y, P), X), entry[0], P)
+            B: uint256 = uint256_mulmod(unsafe_add(Y, X), entry[1], P)
+            C: uint256 = uint256_mulmod(T, entry[3], P)
+            E: uint256 = unsafe_sub(unsafe_add(B, P), A)
+            F: uint256 = unsafe_sub(P + 2, C)
+            G: uint256 = unsafe_add(2, C)
+            H: uint256 = unsafe_add(B, A)
+            X = uint256_mulmod(E, F, P)
+            Y = uint256_mulmod(G, H, P)
+            T = uint256_mulmod(E, H, P)
+            Z = uint256_mulmod(F, G, P)
+        Z2: uint256 = uint256_addmod(Z, Z, P)
+        table[4 * row] = [
+            uint256_addmod(Y, unsafe_sub(P, X), P),
+            uint256_addmod(Y, X, P),
+            Z2,
+            uint256_mulmod(T, TWICE_D, P),
+        ]
+        for column: uint256 in range(1, 4):
+            # The column's point has Z = 1.
+            entry = table[column]
+            A: uint256 = uint256_mulmod(unsafe_sub(unsafe_add(Y, P), X), entry[0], P)
+            B: uint256 = uint256_mulmod(unsafe_add(Y, X), entry[1], P)
+            C: uint256 = uint256_mulmod(T, entry[3], P)
+            E: uint256 = unsafe_sub(unsafe_add(B, P), A)
+            F: uint256 = unsafe_sub(unsafe_add(Z2, P), C)
+            G: uint256 = unsafe_add(Z2, C)
+            H: uint256 = unsafe_add(B, A)
+            A = uint256_mulmod(E, F, P)
+            B = uint256_mulmod(G, H, P)
+            C = uint256_mulmod(F, G, P)
+            table[4 * row + column] = [
+                uint256_addmod(B, unsafe_sub(P, A), P),
+                uint256_addmod(B, A, P),
+                uint256_addmod(C, C, P),
+                uint256_mulmod(uint256_mulmod(E, H, P), TWICE_D, P),
+            ]
+    return table
+
+
+@internal
+@view
 def _verify(key: Key, tag: uint256, digest: uint256, r: uint256, s: uint256) -> bool:
     """
     @notice Whether (r, s) is the key's signature over tag and digest.
@@ -414,15 +484,10 @@ def _verify(key: Key, tag: uint256, digest: uint256, r: uint256, s: uint256) -> 
         return False
     k: uint256 = self._challenge(r, convert(key.encoded, uint256), tag, digest)
 
-    # table[b0 + 2 b1 + 4 b2 + 8 b3] = b0 B + b1 B' + b2 (-A) + b3 (-A)', entries (Y - X, Y + X, 2Z, 2dT).
-    table: uint256[4][16] = empty(uint256[4][16])
-    table[1] = BASE
-    table[2] = BASE_HIGH
-    table[3] = BASE_BOTH
+    table: uint256[4][16] = self._table(key)
     X: uint256 = 0
-    Y: uint256 = 0
+    Y: uint256 = 1
     Z: uint256 = 1
-    T: uint256 = 0
     A: uint256 = 0
     B: uint256 = 0
     C: uint256 = 0
@@ -431,63 +496,10 @@ def _verify(key: Key, tag: uint256, digest: uint256, r: uint256, s: uint256) -> 
     G: uint256 = 0
     H: uint256 = 0
     entry: uint256[4] = empty(uint256[4])
-    for row: uint256 in range(1, 4):
-        if row == 3:
-            # (-A) is in the variables' predecessor, the table; add it to (-A)', which they hold.
-            entry = table[4]
-            A = uint256_mulmod(unsafe_sub(unsafe_add(Y, P), X), entry[0], P)
-            B = uint256_mulmod(unsafe_add(Y, X), entry[1], P)
-            C = uint256_mulmod(T, entry[3], P)
-            E = unsafe_sub(unsafe_add(B, P), A)
-            F = unsafe_sub(P + 2, C)
-            G = unsafe_add(2, C)
-            H = unsafe_add(B, A)
-            X = uint256_mulmod(E, F, P)
-            Y = uint256_mulmod(G, H, P)
-            T = uint256_mulmod(E, H, P)
-            Z = uint256_mulmod(F, G, P)
-        else:
-            X = key.x
-            Y = self._swap(convert(key.encoded, uint256)) & (2**255 - 1)
-            if row == 2:
-                X = key.x_high
-                Y = key.y_high
-            T = uint256_mulmod(X, Y, P)
-        C = uint256_mulmod(T, TWICE_D, P)
-        table[4 * row] = [
-            uint256_addmod(Y, unsafe_sub(P, X), P),
-            uint256_addmod(Y, X, P),
-            uint256_addmod(Z, Z, P),
-            C,
-        ]
-        for column: uint256 in range(1, 4):
-            entry = table[column]
-            A = uint256_mulmod(unsafe_sub(unsafe_add(Y, P), X), entry[0], P)
-            B = uint256_mulmod(unsafe_add(Y, X), entry[1], P)
-            C = uint256_mulmod(T, entry[3], P)
-            # 2Z reduced, so that G and F fit.
-            G = uint256_addmod(Z, Z, P)
-            E = unsafe_sub(unsafe_add(B, P), A)
-            F = unsafe_sub(unsafe_add(G, P), C)
-            G = unsafe_add(G, C)
-            H = unsafe_add(B, A)
-            A = uint256_mulmod(E, F, P)
-            B = uint256_mulmod(G, H, P)
-            C = uint256_mulmod(F, G, P)
-            table[4 * row + column] = [
-                uint256_addmod(B, unsafe_sub(P, A), P),
-                uint256_addmod(B, A, P),
-                uint256_addmod(C, C, P),
-                uint256_mulmod(uint256_mulmod(E, H, P), TWICE_D, P),
-            ]
-
     s_low: uint256 = S & M128
     s_high: uint256 = S >> 128
     k_low: uint256 = k & M128
     k_high: uint256 = k >> 128
-    X = 0
-    Y = 1
-    Z = 1
     for half: uint256 in range(2):
         digits: uint256 = (
             self._spread(s_low >> 64)
