@@ -66,10 +66,20 @@ class Node:
     async def bootstrap(self, addresses: Iterable[tuple[str, int]]) -> None:
         """Join the network of the nodes at ``addresses`` (numeric or by name), and come back to them when lost.
 
-        Raises `UnreachableError` if none of them answers.
+        Raises `UnreachableError` if none of them answers, or no name resolves.
         """
         addresses = list(addresses)
-        routers = [endpoint for host, port in addresses for endpoint in await self._resolve(host, port)]
+        if not addresses:
+            raise UsageError("bootstrapping takes an address at least; give HOST:PORT of a running node")
+        routers: list[Endpoint] = []
+        unresolved: UnreachableError | None = None
+        for host, port in addresses:
+            try:
+                routers += await self._resolve(host, port)
+            except UnreachableError as error:
+                unresolved = error  # the others may do
+        if not routers and unresolved is not None:
+            raise unresolved
         outcome = await self._run(lambda now: self._engine.bootstrap(routers, now), Outcome)
         if outcome.answered == 0:
             names = ", ".join(f"{host}:{port}" for host, port in addresses)
@@ -237,7 +247,7 @@ class Node:
         family = self._socket.family
         try:
             found = await trio.socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise UnreachableError(f"cannot resolve {host}; check the name and the address family") from error
         return list(dict.fromkeys(Endpoint(str(entry[4][0]), port) for entry in found))
 

@@ -95,7 +95,10 @@ class Server:
 
     def _near(self, target: Target, sender: Endpoint) -> Reply:
         near = [contact for contact in self._table.closest(target) if contact.endpoint != sender]
-        return Reply(nodes6=tuple(near)) if sender.is_ipv6 else Reply(nodes=tuple(near))
+        return Reply(
+            nodes=tuple(contact for contact in near if not contact.endpoint.is_ipv6),
+            nodes6=tuple(contact for contact in near if contact.endpoint.is_ipv6),
+        )
 
     def _get(self, query: Get, target: Target, sender: Endpoint, now: float) -> Reply:
         near = self._near(target, sender)
