@@ -6,6 +6,7 @@ Layout:
 - ``corpus``      what it was trained on: the standard library's sources, split, cut and mixed (no torch)
 - ``vocabulary``  its byte-level BPE tokenizer and chat template (no torch)
 - ``shape``       its sizes, and the configuration files that state them (no torch)
+- ``run``         what a training run is told and counts (no torch)
 - ``train``       the script that makes ``model/`` (the one module here that needs torch)
 """
 

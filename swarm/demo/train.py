@@ -20,17 +20,18 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from swarm.demo import corpus, vocabulary
+from swarm.demo.run import Run, Tally
 from swarm.demo.shape import Shape
 from swarm.errors import SwarmError, UsageError
 
@@ -39,24 +40,9 @@ LONG_FROM = 0.85  # from here on sequences have the model's full context; before
 # Muon's, on the layers' matrices: several epochs over a small corpus overfit without it.
 WEIGHT_DECAY = 0.05
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004  # Muon's on the layers' matrices, AdamW's on the rest
+RESTART = 0.5  # of both rates, where training goes on from weights that had come to rest
 REPORT_EVERY = 20.0  # seconds
 CHECKPOINT_EVERY = 240.0  # seconds; what a killed run loses at most
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One training run. ``steps`` fixes the schedule by count; without it ``minutes`` of wall time do."""
-
-    out: Path
-    minutes: float = 25.0
-    steps: int | None = None
-    corpus: Path | None = None
-    seed: int = 1
-    batch_tokens: int = 8_192
-    threads: int = 2
-    bf16: bool = True
-    compiled: bool = True
-    shape: Shape = field(default_factory=Shape)
 
 
 class Attention(nn.Module):
@@ -226,31 +212,23 @@ def _rate(progress: float) -> float:
     return min(progress / WARM_UP, (1.0 - progress) / (1.0 - WARM_UP), 1.0)
 
 
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """What a run has done so far."""
-
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-
-
-def _train(run: Run, model: Model, stream: Stream, held_out: HeldOut, save: Callable[[], None]) -> Tally:
-    """The loop. Reports a running loss, measures the held-out text at every checkpoint."""
+def _train(run: Run, model: Model, stream: Stream, held_out: HeldOut, tally: Tally) -> None:
+    """The loop, counting in ``tally``. Reports a running loss; measures the held-out text at every checkpoint."""
     optimizers = _optimizers(model)
-    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    rates = [
+        group["lr"] * (RESTART if run.start else 1.0) for optimizer in optimizers for group in optimizer.param_groups
+    ]
     can_compile = run.compiled and shutil.which(os.environ.get("CXX", "g++")) is not None
     loss_of = torch.compile(model.loss, dynamic=False) if can_compile else model.loss
-    for length in (run.shape.context // 4, run.shape.context):  # compiles; the clock starts after it
+    lengths = (run.shape.context // 4, run.shape.context)
+    for length in lengths if can_compile else ():  # the clock starts once both are compiled
         with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             warm: Tensor = loss_of(torch.zeros(run.batch_tokens // length, length + 1, dtype=torch.int64))
         warm.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
-    tally = Tally()
-    begun = reported = saved = time.monotonic()
+    begun = ended = reported = saved = time.monotonic()
     for progress in _progress(run, begun):
-        length = run.shape.context if progress >= LONG_FROM else run.shape.context // 4
+        length = lengths[progress >= LONG_FROM]
         ids = stream.batch(run.batch_tokens, length)
         with torch.autocast("cpu", torch.bfloat16, enabled=run.bf16):
             loss = loss_of(ids)
@@ -264,7 +242,8 @@ def _train(run: Run, model: Model, stream: Stream, held_out: HeldOut, save: Call
         value, now = loss.item(), time.monotonic()
         tally.steps += 1
         tally.tokens += ids[:, 1:].numel()
-        tally.seconds = now - begun
+        tally.seconds += now - ended
+        ended = now
         tally.loss = value if math.isnan(tally.loss) else 0.95 * tally.loss + 0.05 * value
         if now - reported >= REPORT_EVERY:
             reported = now
@@ -272,10 +251,9 @@ def _train(run: Run, model: Model, stream: Stream, held_out: HeldOut, save: Call
             print(line, flush=True)
         if now - saved >= CHECKPOINT_EVERY:
             saved = now
-            save()
+            save_weights(model, run.out)
             part = held_out.loss(model, context=length, at_most=20_000)
             print(f"        held out {part:.3f} (part of it, {length} tokens of context)", flush=True)
-    return tally
 
 
 def _progress(run: Run, begun: float) -> Iterator[float]:
@@ -302,18 +280,28 @@ def save_weights(model: Model, folder: Path) -> None:
     partial.replace(folder / "model.safetensors")
 
 
+def load_weights(model: Model, folder: Path) -> None:
+    """Read what ``save_weights`` wrote."""
+    state = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in state.items()})
+
+
 def train(run: Run) -> dict[str, object]:
     """Train as ``run`` says, write the folder and return what ``TRAINING.json`` records."""
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
-    run.out.mkdir(parents=True, exist_ok=True)
+    tally = Tally.of(run.start)
     files = corpus.collect(run.corpus)
     training = [file for file in files if not file.held_out]
     if len(training) in {0, len(files)}:
         raise UsageError(
             f"{len(files)} usable .py files: none left to train on or to measure with; name a larger --corpus"
         )
-    tokenizer = vocabulary.train(file.text for file in training)
+    if run.start:
+        tokenizer = Tokenizer.from_file(str(run.start / "tokenizer.json"))
+    else:
+        tokenizer = vocabulary.train(file.text for file in training)
+    run.out.mkdir(parents=True, exist_ok=True)
     vocabulary.save(tokenizer, run.out, context=run.shape.context)
     _write_json(run.out / "config.json", run.shape.configuration())
     _write_json(run.out / "generation_config.json", run.shape.generation())
@@ -324,8 +312,10 @@ def train(run: Run) -> dict[str, object]:
     held_out = HeldOut.of([file for file in files if file.held_out], tokenizer, counts)
     print(f"{len(files)} files, {len(whole)} training tokens, {len(held_out.ids)} held out", flush=True)
     model = Model(run.shape)
+    if run.start:
+        load_weights(model, run.start)
     stream = Stream(training, tokenizer, run.seed)
-    tally = _train(run, model, stream, held_out, lambda: save_weights(model, run.out))
+    _train(run, model, stream, held_out, tally)
     save_weights(model, run.out)
     loss = held_out.loss(model, context=run.shape.context)
     record: dict[str, object] = {
@@ -350,7 +340,7 @@ def train(run: Run) -> dict[str, object]:
     return record
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, train, print the record."""
     parser = argparse.ArgumentParser(prog="python -m swarm.demo.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -358,13 +348,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="wall time of the training (default 25)")
     parser.add_argument("--steps", type=int, help="this many steps instead, whatever time they take")
     parser.add_argument("--corpus", type=Path, help="a folder of .py files (default: the standard library)")
+    parser.add_argument("--start", type=Path, help="a folder this script wrote: go on from its weights")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fp32", action="store_true", help="float32 throughout: without bfloat16 in hardware")
     parser.add_argument(
         "--no-compile", action="store_true", help="do not compile the step, even if a C++ compiler is there"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.minutes <= 0 or (given.steps is not None and given.steps <= 0):
         parser.error("--minutes and --steps must be positive")
     run = Run(
@@ -372,6 +363,7 @@ def main() -> None:
         minutes=given.minutes,
         steps=given.steps,
         corpus=given.corpus,
+        start=given.start,
         seed=given.seed,
         threads=given.threads,
         bf16=not given.fp32,

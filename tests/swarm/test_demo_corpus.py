@@ -1,15 +1,9 @@
-"""The demo model's corpus, vocabulary and training script, on a few small files."""
+"""The demo model's corpus and vocabulary, on a few small files and on the standard library itself."""
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
-from safetensors.numpy import load_file
 
 from swarm.demo import corpus, vocabulary
 
@@ -30,13 +24,6 @@ class Stack:
 
 def source(name: str = "stack.py", text: str = FILE) -> corpus.SourceFile:
     return corpus.SourceFile(name=name, text=text)
-
-
-def library(folder: Path, files: int) -> Path:
-    """A folder of small distinct modules, in the manner of a library."""
-    for number in range(files):
-        (folder / f"module{number}.py").write_text(FILE.replace("Stack", f"Stack{number}"), encoding="utf-8")
-    return folder
 
 
 def test_collect_leaves_out_tests_tables_copies_and_what_is_not_python(tmp_path: Path) -> None:
@@ -99,43 +86,3 @@ def test_any_bytes_survive_the_tokenizer() -> None:
     text = "\tné\r\n  𝛑 = 3.14159  # ''' \\\x00\n\n"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
     assert tokenizer.encode(text).tokens[0] == vocabulary.BEGIN
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "swarm.demo.train", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
-
-def test_two_steps_of_training_write_a_whole_folder_and_repeat(tmp_path: Path) -> None:
-    (tmp_path / "library").mkdir()
-    text = str(library(tmp_path / "library", 150))
-    for out in ("one", "two"):
-        done = script(
-            "--out",
-            str(tmp_path / out),
-            "--corpus",
-            text,
-            "--steps",
-            "2",
-            "--fp32",
-            "--no-compile",
-            "--threads",
-            "1",
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
-    assert one.keys() == two.keys()
-    assert all((one[name] == two[name]).all() for name in one)
-    record = json.loads((tmp_path / "one" / "TRAINING.json").read_text(encoding="utf-8"))
-    assert (record["steps"], record["tokens_seen"]) == (2, 16_384)
-
-
-@pytest.mark.parametrize("files", [0, 60])
-def test_too_small_a_corpus_is_one_line(tmp_path: Path, files: int) -> None:
-    (tmp_path / "library").mkdir()
-    text = str(library(tmp_path / "library", files))
-    done = script("--out", str(tmp_path / "out"), "--corpus", text, "--steps", "1")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "name a larger --corpus" in done.stderr
-    assert not (tmp_path / "out" / "model.safetensors").exists()
