@@ -34,7 +34,7 @@ class _Message:
 
 @dataclass(slots=True, eq=False)
 class _Sender:
-    window: int = STREAM_WINDOW
+    window: int
     waiting: int = 0  # messages not wholly sent
     urgent: bool = True  # the queue they are in
 
@@ -80,7 +80,7 @@ class Outbox:
 
     def open(self, stream: int) -> None:
         """Begin to count for a stream."""
-        self._senders[stream] = _Sender()
+        self._senders[stream] = _Sender(STREAM_WINDOW)
 
     def drop(self, stream: int) -> None:
         """Forget a stream and what was still to be sent on it; the room of frames never sent is free again."""

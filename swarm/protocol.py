@@ -178,7 +178,8 @@ class Connection:
         self._next_remote = 2 if self.role is Role.CALLER else 1
         self._skipped: set[int] = set()  # ids of the peer's below that one that it has not used yet
         self._unread = 0  # bytes consumed and not yet given back
-        self._held = 0
+        self._held = 0  # bytes received and not consumed, parts of messages with them
+        self._delivered = 0  # those of whole messages
         self._heard = self._started = self._pinged = now
         self._events: deque[Event] = deque()
         if self.role is Role.CALLED:
@@ -281,6 +282,7 @@ class Connection:
     def consumed(self, received: Received) -> None:
         """The message has been dealt with: its room can be given back to the peer."""
         self._held -= received.size
+        self._delivered -= received.size
         self._give_back(received.size)
         state = self._streams.get(received.stream)
         if state is not None:
@@ -447,6 +449,7 @@ class Connection:
         first, state.started = not state.started and frame.stream % 2 != self._next_stream % 2, True
         state.got_fin = bool(frame.flags & END_STREAM)
         received = Received(frame.stream, message, raw, first, state.got_fin, len(body))
+        self._delivered += received.size
         if state.deaf:
             self.consumed(received)
         else:
@@ -526,6 +529,7 @@ class Connection:
             for stream in list(self._streams):
                 self._drop(stream)
             self._outbox.clear()
+            self._held = self._delivered
             self._skipped.clear()
             self._events.append(Closed(error))
 
