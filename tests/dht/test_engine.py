@@ -295,7 +295,7 @@ class TestDatagrams:
         engine.receive_datagram(data, STRANGER, 1.0)
         assert engine.datagrams_to_send() == []  # random bytes are no query
 
-    @settings(max_examples=150)
+    @settings(max_examples=100)
     @given(
         query=st.dictionaries(
             st.sampled_from([b"a", b"q", b"t", b"y", b"r", b"e", b"ro"]),

@@ -206,4 +206,4 @@ class TableMachine(RuleBasedStateMachine):
 
 
 TestTable = TableMachine.TestCase
-TestTable.settings = settings(max_examples=50, stateful_step_count=60)
+TestTable.settings = settings(max_examples=25, stateful_step_count=50)
