@@ -1,13 +1,13 @@
 """What a decoder needs to know about a model, read from Hugging Face's ``config.json``.
 
 The sizes are those of `swarm.architecture`, which every role reads; here come the things that only arithmetic needs:
-rotary positions, the norm's epsilon, the dtype. Whatever the decoder does not compute is refused by name.
+rotary positions, the norm's epsilon, the end tokens. Whatever the decoder does not compute is refused by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from swarm.architecture import MAX_CONFIG, parse_config
 from swarm.errors import ModelFolderError
@@ -16,8 +16,6 @@ from swarm.strict_json import decode_object
 
 RopeKind = Literal["default", "linear", "llama3"]
 DtypeName = Literal["F32", "BF16", "F16"]
-
-_DTYPES: Final[dict[str, DtypeName]] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +62,6 @@ class ModelConfig:
     output_bias: bool = False
     """The attention's output projection has a bias."""
     mlp_bias: bool = False
-    dtype: DtypeName = "F32"
-    """What the weights are stored in, as the configuration says."""
     eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,11 +71,6 @@ class ModelConfig:
             raise ModelFolderError("config.json: rms_norm_eps must be within 0..1")
         if any(not 0 <= token < self.vocabulary for token in self.eos_ids):
             raise ModelFolderError("config.json: eos_token_id lies outside the vocabulary")
-
-    @property
-    def wire_dtype(self) -> DtypeName:
-        """What activations travel in: float32 when the model is, bfloat16 otherwise (float16 overflows)."""
-        return "F32" if self.dtype == "F32" else "BF16"
 
     @property
     def kv_elements_per_position(self) -> int:
@@ -120,7 +111,6 @@ class ModelConfig:
             qkv_bias=sizes.qkv_bias,
             output_bias=sizes.output_bias,
             mlp_bias=sizes.mlp_bias,
-            dtype=_dtype(fields),
             eos_ids=end_tokens,
         )
 
@@ -176,13 +166,6 @@ def _rope(fields: dict[str, Any]) -> RopeConfig:
         high_freq_factor=_number(merged, "high_freq_factor"),
         original_context=_integer(merged, "original_max_position_embeddings"),
     )
-
-
-def _dtype(fields: dict[str, Any]) -> DtypeName:
-    name = fields.get("dtype", fields.get("torch_dtype")) or "float32"
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise ModelFolderError(f"config.json: dtype {name!r} is not supported; supported are {', '.join(_DTYPES)}")
-    return _DTYPES[name]
 
 
 def _end_tokens(fields: dict[str, Any]) -> tuple[int, ...]:

@@ -170,11 +170,14 @@ def rms_norm_row(x: torch.Tensor, weight: torch.Tensor, eps: torch.Tensor) -> to
     return torch.addmm(eps, x, x.t(), alpha=1.0 / x.shape[1]).rsqrt_().mul(x).mul_(weight)
 
 
-def causal_mask(position: int, count: int, device: torch.device) -> torch.Tensor | None:
-    """[count, position + count] booleans, or None where torch's own causal flag or no mask at all says the same."""
+def causal_mask(position: int, count: int, like: torch.Tensor) -> torch.Tensor | None:
+    """[count, position + count]: 0 where a query may look, -inf elsewhere, in the dtype and on the device of ``like``.
+
+    None where torch's own causal flag, or no mask at all, says the same.
+    """
     if count == 1 or position == 0:
         return None
-    return torch.ones(count, position + count, dtype=torch.bool, device=device).tril_(diagonal=position)
+    return like.new_full((count, position + count), -torch.inf).triu_(diagonal=position + 1)
 
 
 def chunk_layer(

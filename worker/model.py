@@ -12,15 +12,9 @@ from swarm.errors import ModelFolderError, ResourceError, UsageError
 from worker import layers
 from worker.config import DtypeName, ModelConfig
 from worker.kv import KvCache
-from worker.shards import UnitSource, load_unit
+from worker.shards import TORCH_DTYPES, UnitSource, load_unit
 
 SHARED_HEAD_BYTES: Final = 1 << 30  # a tied head above this stays a view of the embedding, to save memory
-
-_TORCH_DTYPES: Final[dict[DtypeName, torch.dtype]] = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-}
 
 
 class SpanModel:
@@ -30,12 +24,21 @@ class SpanModel:
     weights.
     """
 
-    def __init__(self, config: ModelConfig, start: int, stop: int, device: torch.device, wire_dtype: DtypeName) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        start: int,
+        stop: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        wire_dtype: DtypeName,
+    ) -> None:
         self.config = config
         self.start = start
         self.stop = stop
         self.device = device
-        self.dtype = torch.float32 if device.type == "cpu" else _TORCH_DTYPES[config.dtype]
+        self.dtype = dtype
         self.wire_dtype = wire_dtype
         self.weight_bytes = 0
         self._layers: dict[int, layers.LayerWeights] = {}
@@ -60,12 +63,20 @@ class SpanModel:
     ) -> SpanModel:
         """Read the units of [start, stop) and fuse them; ``progress`` hears each unit's name when it is loaded.
 
-        Blocks. Raises UsageError for a span outside the model, ModelFolderError for missing or malformed tensors and
+        ``wire_dtype`` is the manifest's; by default float32 for weights in float32, bfloat16 otherwise. Blocks.
+        Raises UsageError for a span outside the model, ModelFolderError for missing or malformed tensors and
         ResourceError when the device has no room.
         """
         if not 0 <= start < stop <= config.layers:
             raise UsageError(f"span {start}:{stop} is not within the model's layers 0:{config.layers}")
-        model = cls(config, start, stop, torch.device(device), wire_dtype or config.wire_dtype)
+        where = torch.device(device)
+        stored = next((entry.dtype for entry in source.tensors(f"layer.{start}")), "F32")
+        computed = torch.float32 if where.type == "cpu" else TORCH_DTYPES.get(stored, torch.float32)
+        wire = wire_dtype or ("F32" if stored == "F32" else "BF16")
+        if where.type == "cuda":  # accumulate in float32: audits compare results across kernels
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        model = cls(config, start, stop, device=where, dtype=computed, wire_dtype=wire)
         try:
             for unit in model.units():
                 model._load(source, unit)
@@ -101,7 +112,7 @@ class SpanModel:
                 layers.decode_layer(self.config, weights, x, kv, turns, self._eps)
         else:
             turns = self._rotary.chunk(position, count)
-            mask = layers.causal_mask(position, count, self.device)
+            mask = layers.causal_mask(position, count, x)
             for weights, kv in zip(chosen, views, strict=True):
                 layers.chunk_layer(self.config, weights, x, kv, turns, mask)
         cache.length = position + count

@@ -22,7 +22,7 @@ from swarm.layout import LayoutError
 from swarm.safetensors_header import LENGTH_SIZE, Header, header_size, parse_header
 from swarm.units import TensorEntry, units_of
 
-_DTYPES: Final[dict[str, torch.dtype]] = {
+TORCH_DTYPES: Final[dict[str, torch.dtype]] = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -95,8 +95,8 @@ def load_unit(
     parts: list[bytes | memoryview] = []
     offset = 0
     for entry in entries:
-        if entry.dtype not in _DTYPES:
-            raise ModelFolderError(f"{entry.name} is stored as {entry.dtype}; supported are {', '.join(_DTYPES)}")
+        if entry.dtype not in TORCH_DTYPES:
+            raise ModelFolderError(f"{entry.name} is stored as {entry.dtype}; supported are {', '.join(TORCH_DTYPES)}")
         data = source.read(entry.file, entry.start, entry.stop)
         header[entry.name] = {
             "dtype": entry.dtype,

@@ -85,15 +85,6 @@ def test_a_sliding_window_in_use_bounds_the_context() -> None:
     assert parse(architectures=["MistralForCausalLM"], sliding_window=128).context == 128
 
 
-@pytest.mark.parametrize(
-    ("dtype", "stored", "wire"), [("float32", "F32", "F32"), ("bfloat16", "BF16", "BF16"), ("float16", "F16", "BF16")]
-)
-def test_activations_travel_in_float32_or_bfloat16(dtype: str, stored: str, wire: str) -> None:
-    for key in ("dtype", "torch_dtype"):
-        config = parse(**{key: dtype})
-        assert (config.dtype, config.wire_dtype) == (stored, wire)
-
-
 def test_end_tokens_of_the_generation_configuration_win() -> None:
     config = json.dumps(LLAMA).encode()
     assert ModelConfig.parse(config, b'{"eos_token_id": [3, 4]}').eos_ids == (3, 4)
@@ -120,8 +111,6 @@ def test_end_tokens_of_the_generation_configuration_win() -> None:
         ({"rope_scaling": LLAMA3 | {"rope_type": "llama3", "high_freq_factor": 1.0}}, "high_freq_factor"),
         ({"rope_scaling": [1]}, "rope_scaling"),
         ({"partial_rotary_factor": 0.5}, "partial"),
-        ({"dtype": "float64"}, "float64"),
-        ({"dtype": ["float32"]}, "dtype"),
         ({"eos_token_id": 100}, "vocabulary"),
         ({"eos_token_id": "end"}, "eos_token_id"),
     ],

@@ -138,7 +138,9 @@ def test_bf16_weights_are_computed_in_float32_on_a_cpu(tiny: Tiny, tmp_path: Pat
     half.save_pretrained(tmp_path)
     saved = TinyModel(tmp_path, type(model).from_pretrained(tmp_path, dtype=torch.float32).eval())
     ids = prompt_of(20, seed=8)
-    assert saved.config.wire_dtype == "BF16"
+    span = saved.span(0, 1)
+    assert (span.dtype, span.wire_dtype) == (torch.float32, "BF16")
+    assert tiny("qwen2").span(0, 1).wire_dtype == "F32"
     assert error_of(cut_logits(saved, [2], ids, 20), saved.logits(ids)) < TOLERANCE
 
 
