@@ -35,7 +35,7 @@ Message = Mapping[str, Any]
 class RenderLimits:
     """What one rendering may take."""
 
-    memory: int = 512 << 20
+    memory: int = 256 << 20
     """Bytes of address space, the interpreter included."""
     cpu: int = 3
     """Seconds of processor time, the start of the interpreter included."""

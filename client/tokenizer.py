@@ -1,9 +1,9 @@
 """A model's tokenizer, from the files its publisher serves; ids as ``transformers`` gives them.
 
 The tokenizers library does the work and is imported when a tokenizer is loaded, not before. What surrounds it follows
-``transformers`` 5: the post-processor of tokenizer.json decides about begin and end tokens unless
-tokenizer_config.json says ``add_bos_token`` or ``add_eos_token``; named special tokens are special even where
-tokenizer.json does not say so; padding and truncation are off; special tokens have no text.
+``transformers`` 5: the post-processor of tokenizer.json alone decides about begin and end tokens
+(``add_bos_token`` in tokenizer_config.json is not asked); named special tokens are special even where tokenizer.json
+does not say so; padding and truncation are off; special tokens have no text.
 """
 
 from __future__ import annotations
@@ -61,10 +61,7 @@ class Tokenizer:
         settings = _settings(objects, "tokenizer_config.json")
         named = _named_tokens(_settings(objects, "special_tokens_map.json") | settings)
         backend = _parse(objects["tokenizer.json"])
-        try:
-            _prepare(backend, named, settings)
-        except ValueError as error:  # a template names a token that the vocabulary lacks
-            raise ProtocolError(f"the model's tokenizer files do not agree: {error}") from error
+        _prepare(backend, named)
         generation = _settings(objects, "generation_config.json")
         return cls(
             backend,
@@ -113,8 +110,8 @@ def _parse(raw: bytes) -> tokenizers.Tokenizer:
         raise
 
 
-def _prepare(backend: tokenizers.Tokenizer, named: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    """Make it behave as ``transformers`` would, given tokenizer_config.json."""
+def _prepare(backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> None:
+    """Make it behave as ``transformers`` would."""
     from tokenizers import AddedToken
 
     backend.no_truncation()
@@ -122,25 +119,6 @@ def _prepare(backend: tokenizers.Tokenizer, named: Mapping[str, str], settings: 
     backend.encode_special_tokens = False
     known = [token for token in named.values() if backend.token_to_id(token) is not None]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        begin = named.get("bos_token") if settings.get("add_bos_token") is True else None
-        end = named.get("eos_token") if settings.get("add_eos_token") is True else None
-        backend.post_processor = _framing(backend, begin, end)
-
-
-def _framing(backend: tokenizers.Tokenizer, begin: str | None, end: str | None) -> Any:
-    """The post-processor that puts ``begin`` before and ``end`` after a text."""
-    from tokenizers.processors import TemplateProcessing
-
-    special: list[tuple[str | int, str | int]] = []
-    for token in (begin, end):
-        if token is not None:
-            token_id = backend.token_to_id(token)
-            if token_id is None:
-                raise ValueError(f"{token!r} is not in the vocabulary")
-            special.append((token, token_id))
-    single = [piece for piece in (begin, "$A", end) if piece is not None]
-    return TemplateProcessing(single=single, pair=[*single, "$B"], special_tokens=special)
 
 
 def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
