@@ -69,7 +69,7 @@ class SpanModel:
         """
         if not 0 <= start < stop <= config.layers:
             raise UsageError(f"span {start}:{stop} is not within the model's layers 0:{config.layers}")
-        where = torch.device(device)
+        where = _usable(device)
         stored = next((entry.dtype for entry in source.tensors(f"layer.{start}")), "F32")
         computed = torch.float32 if where.type == "cpu" else TORCH_DTYPES.get(stored, torch.float32)
         wire = wire_dtype or ("F32" if stored == "F32" else "BF16")
@@ -164,3 +164,10 @@ class SpanModel:
 
     def _count(self, *tensors: torch.Tensor) -> None:
         self.weight_bytes += sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _usable(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a device's support
+        raise ResourceError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm.errors import ModelFolderError, UsageError
+from swarm.errors import ModelFolderError, ResourceError, UsageError
 from swarm.messages import Sampling
 from tests.worker.tiny_models import KINDS, Chain, TinyModel, prompt_of
 from worker.kv import KvPool
@@ -149,3 +149,11 @@ def test_tensors_of_another_shape_are_refused(tiny: Tiny) -> None:
     wrong = tiny("llama3-biased").config
     with pytest.raises(ModelFolderError, match=r"lack the tensor|has shape"):
         SpanModel.load(wrong, model.source(), 0, 1)
+
+
+@pytest.mark.parametrize("device", ["xla", "toaster"])
+def test_a_device_that_is_not_there_is_refused(tiny: Tiny, device: str) -> None:
+    model = tiny("qwen2")
+    with pytest.raises(ResourceError, match="cannot be used") as caught:
+        SpanModel.load(model.config, model.source(), 0, 1, device=device)
+    assert "\n" not in caught.value.message
