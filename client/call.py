@@ -89,11 +89,15 @@ class CallSummary:
     receipts: tuple[SignedReceipt, ...]
     stages: tuple[StageSummary, ...]
     seconds: float
+    """From the start to the last receipt."""
     first_token_seconds: float | None
+    seconds_to_last_token: float
 
 
 @dataclass(slots=True)
-class _Stage:
+class CallStage:
+    """One stage while the call is open."""
+
     leg: Leg
     cost: StageCost
     stream: Stream
@@ -132,12 +136,13 @@ class Call:
         self._identity = identity
         self._links = links
         self._wallet = wallet
-        self._stages: list[_Stage] = []
+        self.stages: list[CallStage] = []
         self._inbox, self._outbox = trio.open_memory_channel[Tokens](affordable)
         self._paid_until = WINDOW_TOKENS
         self._accepted: int | None = None
         self._started = time.monotonic()
         self._first_token: float | None = None
+        self._last_token = self._started
         self._renew = trio.Event()
 
     @property
@@ -171,27 +176,36 @@ class Call:
         """Reserve every stage and begin. The stages' listeners run in ``nursery``."""
         costs = self._costs
         await self._wallet.prepare(self.legs, costs)
-        opened: dict[int, _Stage] = {}
-        try:
-            with trio.fail_after(OPEN_TIMEOUT):
-                async with open_nursery() as opening:
-                    for index, (leg, cost) in enumerate(zip(self.legs, costs, strict=True)):
-                        opening.start_soon(self._open_stage, index, leg, cost, opened)
-        except trio.TooSlowError:
-            late = [leg.candidate.signed.quote.worker for i, leg in enumerate(self.legs) if i not in opened]
+        opened: dict[int, CallStage] = {}
+        failures: list[SwarmError] = []
+        with trio.move_on_after(OPEN_TIMEOUT):
+            async with open_nursery() as opening:
+
+                async def one(index: int, leg: Leg, cost: StageCost) -> None:
+                    try:
+                        opened[index] = await self._open_stage(index, leg, cost)
+                    except SwarmError as error:
+                        failures.append(error)
+                        opening.cancel_scope.cancel()
+
+                for index, (leg, cost) in enumerate(zip(self.legs, costs, strict=True)):
+                    opening.start_soon(one, index, leg, cost)
+        self.stages = [opened[index] for index in sorted(opened)]
+        if failures:
+            raise failures[0]
+        late = [leg.candidate.signed.quote.worker for index, leg in enumerate(self.legs) if index not in opened]
+        if late:
             raise UnreachableError(
                 f"peer {late[0].short} did not open its stage in {OPEN_TIMEOUT:.0f} s; call again to take another",
                 peer_id=late[0],
                 call_id=self.call_id,
-            ) from None
-        finally:
-            self._stages = [opened[index] for index in sorted(opened)]
-        for stage in self._stages:
+            )
+        for stage in self.stages:
             nursery.start_soon(self._listen, stage)
         nursery.start_soon(self._pay)
-        await self._stages[0].stream.send(Begin(0, 0), pack_ids(self.request.prompt_ids), urgent=False)
+        await self.stages[0].stream.send(Begin(0, 0), pack_ids(self.request.prompt_ids), urgent=False)
 
-    async def _open_stage(self, index: int, leg: Leg, cost: StageCost, opened: dict[int, _Stage]) -> None:
+    async def _open_stage(self, index: int, leg: Leg, cost: StageCost) -> CallStage:
         signed, quote = leg.candidate.signed, leg.candidate.signed.quote
         peer = await self._links.connect(leg.candidate.host, leg.candidate.port, quote.worker)
         stream = peer.open_stream()
@@ -227,7 +241,7 @@ class Call:
         except BaseException:
             stream.reset("the session was not opened")
             raise
-        opened[index] = _Stage(leg, cost, stream, trio.Event())
+        return CallStage(leg, cost, stream, trio.Event())
 
     def request_hash(self) -> bytes:
         """What was asked, 32 bytes: SHA-256 of the model, the prompt and the settings as they travel."""
@@ -236,7 +250,7 @@ class Call:
 
     # ---- while it runs --------------------------------------------------------------------------------------------
 
-    async def _listen(self, stage: _Stage) -> None:
+    async def _listen(self, stage: CallStage) -> None:
         """One stage's control stream, until its receipt is exchanged."""
         sender = stage.leg.candidate.signed.quote.worker
         try:
@@ -264,15 +278,16 @@ class Call:
         finally:
             stage.closed.set()
 
-    def _take(self, stage: _Stage, tokens: Tokens) -> None:
+    def _take(self, stage: CallStage, tokens: Tokens) -> None:
         sender = stage.leg.candidate.signed.quote.worker
         expected = len(self.request.prompt_ids) + len(self.received)
-        if stage is not self._stages[-1] or tokens.position != expected or self.finish_reason:
+        if stage is not self.stages[-1] or tokens.position != expected or self.finish_reason:
             raise ProtocolError(f"peer {sender.short} sent tokens out of turn", peer_id=sender)
         if not tokens.ids or len(self.received) + len(tokens.ids) > self.request.max_tokens:
             raise ProtocolError(f"peer {sender.short} sent {len(tokens.ids)} tokens at once", peer_id=sender)
+        self._last_token = time.monotonic()
         if self._first_token is None:
-            self._first_token = time.monotonic()
+            self._first_token = self._last_token
         self.received.extend(tokens.ids)
         self.finish_reason = tokens.finish
         if self._accepted is None:
@@ -289,12 +304,12 @@ class Call:
             self._renew = trio.Event()
             self._paid_until = len(self.received) + WINDOW_TOKENS
             try:
-                for stage in self._stages:
+                for stage in self.stages:
                     await self._renew_stage(stage)
             except SwarmError as error:
                 self._fail(error)
 
-    async def _renew_stage(self, stage: _Stage) -> None:
+    async def _renew_stage(self, stage: CallStage) -> None:
         if stage.closed.is_set() or not stage.cost.after(stage.cost.max_tokens):
             return
         signed = stage.leg.candidate.signed
@@ -319,8 +334,8 @@ class Call:
         await self._close(len(self.received) if tokens is None else min(tokens, len(self.received)))
         if self.error is not None:
             raise self.error
-        receipts = tuple(stage.receipt for stage in self._stages if stage.receipt is not None)
-        if self.finish_reason and len(receipts) == len(self._stages):  # a call cut short leaves stages apart
+        receipts = tuple(stage.receipt for stage in self.stages if stage.receipt is not None)
+        if self.finish_reason and len(receipts) == len(self.stages):  # a call cut short leaves stages apart
             compare_roots(self.request.prompt_ids, self.received, [signed.receipt for signed in receipts])
         earned = {receipt.receipt.worker: receipt.receipt.amount for receipt in receipts}
         accepted = self._accepted or 0
@@ -343,6 +358,7 @@ class Call:
             ),
             seconds=time.monotonic() - self._started,
             first_token_seconds=self._first_token - self._started if self._first_token is not None else None,
+            seconds_to_last_token=self._last_token - self._started,
         )
 
     async def cancel(self) -> None:
@@ -356,13 +372,15 @@ class Call:
         self._accepted = tokens
         with trio.move_on_after(CLOSE_TIMEOUT):
             async with open_nursery() as nursery:
-                for stage in self._stages:
+                for stage in self.stages:
                     nursery.start_soon(self._close_stage, stage, tokens)
-        for stage in self._stages:
+        receipts = {stage.leg: stage.receipt for stage in self.stages}
+        for stage in self.stages:
             stage.stream.reset()
-            await self._wallet.settle_call(stage.leg.candidate.signed.quote, self.call_id, stage.receipt)
+        for leg in self.legs:  # a stage that was never opened has promised money too
+            await self._wallet.settle_call(leg.candidate.signed.quote, self.call_id, receipts.get(leg))
 
-    async def _close_stage(self, stage: _Stage, tokens: int) -> None:
+    async def _close_stage(self, stage: CallStage, tokens: int) -> None:
         if stage.closed.is_set():
             return
         try:
@@ -371,7 +389,7 @@ class Call:
             return
         await stage.closed.wait()
 
-    async def _sign(self, stage: _Stage, record: bytes, signature: bytes) -> None:
+    async def _sign(self, stage: CallStage, record: bytes, signature: bytes) -> None:
         """Check a stage's receipt against what is known here, and sign it."""
         sender = stage.leg.candidate.signed.quote.worker
         receipt = Receipt.unpack(record)

@@ -81,7 +81,7 @@ class ClientNode:
         self.ledger = ledger
         self.settlement = settlement
         self._links = links
-        self._wallet = wallet
+        self.wallet = wallet
         self._sources = Sources(directory, links)
         self._models: dict[str, Model] = {}
 
@@ -142,7 +142,7 @@ class ClientNode:
                     manifest_id=model.manifest_id,
                     identity=self.identity,
                     links=self._links,
-                    wallet=self._wallet,
+                    wallet=self.wallet,
                 )
                 try:
                     await stack.enter_async_context(open_call(call))

@@ -14,7 +14,7 @@ from swarm.ids import Address, CallId
 from swarm.ledger import Ledger
 from swarm.receipts import FREE_CHANNEL, Channel, Receipt, SignedReceipt, SignedVoucher
 from swarm.records import Quote
-from swarm.settlement import ChannelState, Settlement
+from swarm.settlement import ChannelState, Settlement, Transaction
 
 
 class Wallet:
@@ -28,6 +28,8 @@ class Wallet:
         self._allocation = allocation
         self._budgets: dict[Address, ChannelBudget] = {}
         self._opening = trio.Lock()
+        self.transactions: list[tuple[str, Transaction]] = []
+        """What it has sent to the chain, by kind."""
 
     async def prepare(self, legs: Sequence[Leg], costs: Sequence[StageCost]) -> None:
         """Have a channel with enough allocated to every worker of a chain, opening what is missing in one transaction.
@@ -78,8 +80,9 @@ class Wallet:
                 "deposit more with: swarm wallet deposit"
             )
         if account.spending_key != self._spending.peer_id:
-            await trio.to_thread.run_sync(settlement.register_spending_key, self._spending.peer_id)
-        await trio.to_thread.run_sync(settlement.allocate, caps)
+            registered = await trio.to_thread.run_sync(settlement.register_spending_key, self._spending.peer_id)
+            self.transactions.append(("register", registered))
+        self.transactions.append(("allocate", await trio.to_thread.run_sync(settlement.allocate, caps)))
         for worker in caps:
             state = await trio.to_thread.run_sync(settlement.channel, settlement.account, worker)
             if state is None:

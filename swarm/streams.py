@@ -84,6 +84,10 @@ class Stream:
         except SwarmError:
             return
 
+    def finish(self) -> None:
+        """Let what was sent arrive and end our direction; what still comes is dropped."""
+        self.peer._finish(self.id)
+
     def reset(self, reason: str = "") -> None:
         """Drop the stream at once, in both directions."""
         self._leave()
@@ -97,7 +101,7 @@ class Stream:
     ) -> None:
         if error is None:
             self._leave()
-            self.peer._finish(self.id)
+            self.finish()
         else:
             self.reset("abandoned")
 

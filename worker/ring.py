@@ -78,7 +78,7 @@ class RingStage:
             self._over.cancel()
             self._stage.close()
             if self._out is not None:
-                self._out.reset("the session is over")
+                self._out.finish()
             receipt = self.core.close(tokens, now_ms=time.time_ns() // 1_000_000)
             if receipt is not None:
                 with trio.CancelScope(shield=True):
@@ -117,7 +117,10 @@ class RingStage:
     # ---- the ring's side ------------------------------------------------------------------------------------------
 
     async def attach(self, peer: Peer, stream: Stream) -> None:
-        """Take steps from upstream until the stream ends. An error here is the session's, and names who is at fault."""
+        """Take steps from upstream until it ends the stream, which it does when the call was closed there first.
+
+        An error here is the session's, and names who is at fault.
+        """
         try:
             if peer.peer_id != self.core.upstream:
                 raise ProtocolError(f"peer {peer.peer_id.short} is not this stage's neighbour", peer_id=peer.peer_id)

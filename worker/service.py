@@ -10,7 +10,7 @@ import trio
 
 from swarm.errors import BusyError, PaymentError, ProtocolError, UnavailableError, UnknownModelError, VerificationError
 from swarm.identity import Identity
-from swarm.ids import ContentHash, PeerId, SessionId
+from swarm.ids import ContentHash, ManifestId, PeerId, SessionId
 from swarm.ledger import Ledger
 from swarm.links import Links
 from swarm.manifest import Manifest, SignedManifest
@@ -73,6 +73,11 @@ class Service:
         self._sessions: dict[SessionId, RingStage] = {}
         self.links: Links | None = None
         """Connections to neighbours; set by whoever opens them with this service's handler."""
+
+    @property
+    def manifest_id(self) -> ManifestId:
+        """The model that it serves."""
+        return self._signed.manifest_id
 
     async def handle(self, peer: Peer, stream: Stream, request: Received) -> None:
         """Serve one stream."""

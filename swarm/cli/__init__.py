@@ -30,6 +30,7 @@ INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
 # Command → the function that runs it, as module:function. The order is that of the help.
 COMMANDS = {
+    "demo": "swarm.cli.demo:demo",
     "doctor": "swarm.cli.doctor:doctor",
     "chain": "swarm.cli.chain:chain",
     "publish": "swarm.cli.publish:publish",
