@@ -889,10 +889,17 @@ class BackToBack(RuleBasedStateMachine):
         assert all(end.state is State.OPEN for end in self.ends)
 
     @rule(side=SIDES)
+    @precondition(lambda self: len(self.known[0] | self.known[1]) < 5)
     def open(self, side: int) -> None:
         self.known[side].add(self.ends[side].open_stream())
 
-    @rule(side=SIDES, data=st.data(), size=st.integers(0, 370), urgent=st.booleans(), fin=st.integers(0, 7))
+    @rule(
+        side=SIDES,
+        data=st.data(),
+        size=st.one_of(st.integers(0, 20), st.integers(200, 370)),
+        urgent=st.booleans(),
+        fin=st.integers(0, 7),
+    )
     @precondition(lambda self: self.known[0] or self.known[1])
     def send(self, side: int, data: st.DataObject, size: int, urgent: bool, fin: int) -> None:
         if not self.known[side]:
