@@ -66,7 +66,7 @@ def remote_key(certificate: bytes | None) -> PeerId:
         raise VerificationError("the peer presented no certificate")
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise VerificationError("the peer's certificate cannot be read") from error
     if not isinstance(key, Ed25519PublicKey):
         raise VerificationError("the peer's certificate has no Ed25519 key")
