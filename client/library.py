@@ -100,7 +100,13 @@ class Stream:
     def __next__(self) -> TextDelta:
         if self.reply is not None or self._closed:
             raise StopIteration
-        item = _wait(self._thread.submit(self._next))
+        try:
+            item = _wait(self._thread.submit(self._next))
+        except Exception:
+            raise
+        except BaseException:  # interrupted: a piece may be lost, so there is no going on
+            self.close()
+            raise
         if isinstance(item, Reply):
             self.reply = item
             raise StopIteration
@@ -265,7 +271,13 @@ class AsyncStream:
     async def __anext__(self) -> TextDelta:
         if self.reply is not None or self._closed:
             raise StopAsyncIteration
-        item = await self._loop.call(self._next)
+        try:
+            item = await self._loop.call(self._next)
+        except Exception:
+            raise
+        except BaseException:  # cancelled: a piece may be lost, so there is no going on
+            await self.aclose()
+            raise
         if isinstance(item, Reply):
             self.reply = item
             raise StopAsyncIteration

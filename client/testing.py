@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ class FakeScript:
 class FakeCall:
     """One call on a `FakeNode`, and what became of it."""
 
-    def __init__(self, model: Model, request: CallRequest, script: FakeScript, ids: Iterator[int]) -> None:
+    def __init__(
+        self, model: Model, request: CallRequest, script: FakeScript, ids: Iterator[int], hanging: threading.Event
+    ) -> None:
         self.call_id = CallId(os.urandom(CallId.size))
         self.request = request
         self.sent: list[int] = []
@@ -73,6 +76,7 @@ class FakeCall:
         self._model = model
         self._script = script
         self._ids = ids
+        self._hanging = hanging
         self._ended = False
 
     @property
@@ -93,6 +97,7 @@ class FakeCall:
             if self._script.error is not None:
                 raise self._script.error
             if self._script.hang:
+                self._hanging.set()
                 await trio.sleep_forever()
             raise StopAsyncIteration
         stop = next((index for index, token in enumerate(ids) if token in self.request.stop_ids), None)
@@ -170,6 +175,8 @@ class FakeNode:
         self.opened = 0
         """How many times it is open now."""
         self.script = script
+        self.hanging = threading.Event()
+        """Set when a call that hangs has written all it has; tests may wait for it in any thread."""
         self._model = model
         self._tokenizer = Tokenizer.load(model.objects, model.manifest.config)
 
@@ -193,7 +200,7 @@ class FakeNode:
     async def open_call(self, model: Model, request: CallRequest) -> AsyncIterator[FakeCall]:
         """A call that writes what the script says."""
         ids = itertools.cycle(self._written()) if self.script.endless else iter(self._written())
-        call = FakeCall(model, request, self.script, ids)
+        call = FakeCall(model, request, self.script, ids, self.hanging)
         self.calls.append(call)
         await trio.lowlevel.checkpoint()
         try:
