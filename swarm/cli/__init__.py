@@ -31,13 +31,14 @@ INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 # Command → the function that runs it, as module:function. The order is that of the help.
 COMMANDS = {
     "demo": "swarm.cli.demo:demo",
-    "doctor": "swarm.cli.doctor:doctor",
-    "chain": "swarm.cli.chain:chain",
     "publish": "swarm.cli.publish:publish",
     "seed": "swarm.cli.publish:seed",
     "work": "swarm.cli.work:work",
-    "settle": "swarm.cli.settle:settle",
+    "generate": "swarm.cli.generate:generate",
     "wallet": "swarm.cli.settle:wallet",
+    "settle": "swarm.cli.settle:settle",
+    "chain": "swarm.cli.chain:chain",
+    "doctor": "swarm.cli.doctor:doctor",
 }
 
 # Import name → the extra that installs it.

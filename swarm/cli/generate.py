@@ -1,0 +1,73 @@
+"""``swarm generate``: continue a text on a model in the swarm."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from swarm.cli.options import BootstrapOption, ChainOption, ContractOption, HomeOption, JsonOption
+from swarm.cli.terminal import print_json, print_progress
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="PUBLISHER/NAME.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    chain: ChainOption = None,
+    contract: ContractOption = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the tokens that together have this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    max_spend: Annotated[int | None, typer.Option(min=0, help="Base units that the call may cost at most.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Stream a completion to stdout. Needs neither torch nor libtorrent; workers that ask a price need --chain."""
+    from client import Swarm
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with (
+        Swarm(home=home, bootstrap=bootstrap or None, chain=chain, contract=contract) as swarm,
+        swarm.stream(
+            model,
+            text,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop or (),
+            max_spend=max_spend,
+        ) as stream,
+    ):
+        for delta in stream:
+            if not json:
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+        reply = stream.reply
+    if reply is None:
+        return
+    if not json:
+        sys.stdout.write("\n")
+        pace = f", {reply.ms_per_token:.1f} ms per token" if reply.ms_per_token is not None else ""
+        print_progress(
+            f"{reply.usage.completion_tokens} tokens by {len(reply.chain)} workers{pace}, cost {reply.cost} units"
+        )
+        return
+    print_json(
+        {
+            "model": model,
+            "call_id": reply.call_id,
+            "text": reply.text,
+            "token_ids": reply.token_ids,
+            "finish_reason": reply.finish_reason,
+            "usage": reply.usage,
+            "cost": reply.cost,
+            "seconds": reply.seconds,
+            "ms_per_token": reply.ms_per_token,
+            "chain": reply.chain,
+        }
+    )
