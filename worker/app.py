@@ -102,54 +102,31 @@ async def run_worker(
         directory = Directory(node)
         report("looking for the model", None)
         signed, objects = await _find(config, directory, identity)
-        manifest = signed.manifest
-        start, stop = _span(config, manifest)
-        async with _fetched_span(config, directory, torrents, signed, objects, (start, stop), report) as torrent:
+        span = _span(config, signed.manifest)
+        async with _fetched_span(config, directory, torrents, signed, objects, span, report) as torrent:
             fetched = (await torrent.refresh()).downloaded_payload
-            report(f"loading layers {start} to {stop}", None)
-            model = await trio.to_thread.run_sync(
-                partial(
-                    SpanModel.load,
-                    ModelConfig.parse(manifest.config),
-                    TorrentSource(manifest, torrent),
-                    start,
-                    stop,
-                    device=config.device,
-                    wire_dtype="F32" if manifest.wire_dtype == "F32" else "BF16",
-                )
-            )
+            report(f"loading layers {span[0]} to {span[1]}", None)
+            model = await trio.to_thread.run_sync(_load, config, signed.manifest, torrent, span)
             async with open_engine(model, kv_budget_bytes=config.kv_budget_bytes, threads=config.threads) as engine:
                 report("measuring", None)
                 rates = await engine.probe()
-                offer = Offer(
-                    start=start,
-                    stop=stop,
-                    price=config.price,
-                    decode_rate=rates.decode,
-                    prefill_rate=rates.prefill,
-                )
                 service = Service(
                     identity=identity,
                     signed=signed,
                     objects=objects,
                     engine=engine,
-                    offer=offer,
+                    offer=Offer(
+                        start=span[0],
+                        stop=span[1],
+                        price=config.price,
+                        decode_rate=rates.decode,
+                        prefill_rate=rates.prefill,
+                    ),
                     ledger=ledger,
                     settlement=settlement,
                 )
-                async with open_links(identity, service.handle) as links, open_nursery() as nursery:
-                    service.links = links
-                    port = await nursery.start(
-                        partial(
-                            serve_peers,
-                            service.handle,
-                            identity,
-                            host=config.host,
-                            port=config.port,
-                            on_peer=links.adopt,
-                        )
-                    )
-                    await directory.announce_torrent(manifest.info_hash, torrents.port)
+                async with _serving(config, identity, service) as port:
+                    await directory.announce_torrent(signed.manifest.info_hash, torrents.port)
                     await directory.announce_manifest(signed.manifest_id, port)
                     task_status.started(
                         Ready(
@@ -158,16 +135,36 @@ async def run_worker(
                             port=port,
                             model=config.model,
                             manifest_id=signed.manifest_id,
-                            span=(start, stop),
+                            span=span,
                             account=settlement.account if settlement is not None else None,
                             bytes_fetched=fetched,
-                            span_bytes=span_bytes(manifest, start, stop),
-                            model_bytes=sum(file.size for file in manifest.files),
+                            span_bytes=span_bytes(signed.manifest, *span),
+                            model_bytes=sum(file.size for file in signed.manifest.files),
                             decode_rate=rates.decode,
                             prefill_rate=rates.prefill,
                         )
                     )
                     await trio.sleep_forever()
+
+
+def _load(config: WorkerConfig, manifest: Manifest, torrent: Torrent, span: tuple[int, int]) -> SpanModel:
+    return SpanModel.load(
+        ModelConfig.parse(manifest.config),
+        TorrentSource(manifest, torrent),
+        *span,
+        device=config.device,
+        wire_dtype="F32" if manifest.wire_dtype == "F32" else "BF16",
+    )
+
+
+@asynccontextmanager
+async def _serving(config: WorkerConfig, identity: Identity, service: Service) -> AsyncIterator[int]:
+    """Serve peers and keep the links to neighbours until the block is left; gives the port."""
+    async with open_links(identity, service.handle) as links, open_nursery() as nursery:
+        service.links = links
+        serve = partial(serve_peers, service.handle, identity, host=config.host, port=config.port, on_peer=links.adopt)
+        yield await nursery.start(serve)
+        nursery.cancel_scope.cancel()
 
 
 async def _find(
