@@ -28,7 +28,7 @@ from swarm.receipts import Price
 from swarm.records import SignedQuote
 from swarm.testing import FakeChain, FakeSettlement
 from worker.config import ModelConfig
-from worker.engine import Engine, open_engine
+from worker.engine import NativeEngine, open_engine
 from worker.model import SpanModel
 from worker.service import Offer, Service
 from worker.shards import FolderSource
@@ -45,7 +45,7 @@ class LocalWorker:
 
     identity: Identity
     service: Service
-    engine: Engine
+    engine: NativeEngine
     ledger: Ledger
     settlement: FakeSettlement
     port: int

@@ -12,7 +12,6 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -25,29 +24,15 @@ from swarm.errors import BusyError, ClosedError, ResourceError, SwarmError, Usag
 from swarm.messages import Sampling
 from worker.kv import RETRY_AFTER_SECONDS, KvCache, KvPool
 from worker.model import SpanModel
-from worker.runner import Rates, StageInput, StageOutput, StageRunner, measure, probe_positions
-from worker.sampling import Draw, Sampler
+from worker.runner import Rates, StageRunner, measure, probe_positions
+from worker.sampling import Sampler
+from worker.stage import Capacity, StageInput, StageOutput
 
-__all__ = ["Capacity", "Draw", "Engine", "Rates", "Stage", "StageInput", "StageOutput", "open_engine"]
+__all__ = ["NativeEngine", "NativeStage", "Rates", "open_engine"]
 
 T = TypeVar("T")
 
 SMALL_SPAN_BYTES: Final = 32 << 20  # weights that stay in a CPU's caches: more threads cost more than they bring
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """What the device is and has room for at this moment."""
-
-    device: str
-    """torch's name: cpu, cuda, mps, xpu."""
-    device_name: str
-    memory_bytes: int
-    kv_positions_free: int
-    """Positions of the whole span that still fit."""
-    threads: int
-    queue: int
-    """Steps that wait or run."""
 
 
 class _Job(Generic[T]):
@@ -55,15 +40,15 @@ class _Job(Generic[T]):
 
     __slots__ = ("abandoned", "call", "stage", "task")
 
-    def __init__(self, stage: Stage, call: Callable[[], T], task: trio.lowlevel.Task) -> None:
+    def __init__(self, stage: NativeStage, call: Callable[[], T], task: trio.lowlevel.Task) -> None:
         self.stage = stage
         self.call = call
         self.task = task
         self.abandoned = False
 
 
-class Engine:
-    """The device of one worker, serving stages of one span. Made by ``open_engine``; used from its trio thread."""
+class NativeEngine:
+    """`worker.stage.Engine` on torch. Made by ``open_engine``; used from its trio thread."""
 
     def __init__(self, model: SpanModel, *, kv_budget_bytes: int, threads: int | None) -> None:
         self.model = model
@@ -74,7 +59,7 @@ class Engine:
         self._token = trio.lowlevel.current_trio_token()
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._pending = 0
-        self._running: Stage | None = None
+        self._running: NativeStage | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._own_device, name="swarm-device", daemon=True)
 
@@ -85,7 +70,7 @@ class Engine:
         max_positions: int,
         sampling: Sampling | None = None,
         prompt_ids: Sequence[int] = (),
-    ) -> Stage:
+    ) -> NativeStage:
         """Reserve a stage of layers [start, stop) for one session.
 
         ``sampling`` is for the stage that ends the model; ``prompt_ids`` only matter to its penalties. Raises BusyError
@@ -102,7 +87,7 @@ class Engine:
             raise UsageError(f"stage {start}:{stop} does not end the model; sampling belongs to the stage that does")
         sampler = None if sampling is None else Sampler(sampling, model.config.vocabulary, prompt_ids)
         cache = self._pool.lease(stop - start, max_positions)
-        return Stage(self, cache, StageRunner(model, start, stop, cache, sampler))
+        return NativeStage(self, cache, StageRunner(model, start, stop, cache, sampler))
 
     def capacity(self) -> Capacity:
         """A snapshot; costs microseconds."""
@@ -128,7 +113,7 @@ class Engine:
         finally:
             stage.close()
 
-    async def _call(self, stage: Stage, call: Callable[[], T]) -> T:
+    async def _call(self, stage: NativeStage, call: Callable[[], T]) -> T:
         if self._closed or stage.closed:
             raise ClosedError("the session's stage is closed")
         job = _Job(stage, call, trio.lowlevel.current_task())
@@ -150,7 +135,7 @@ class Engine:
         if not job.abandoned:
             trio.lowlevel.reschedule(job.task, result)
 
-    def is_running(self, stage: Stage) -> bool:
+    def is_running(self, stage: NativeStage) -> bool:
         """Whether the device thread may be inside a step of ``stage``."""
         return self._running is stage
 
@@ -169,10 +154,10 @@ class Engine:
                 self._token.run_sync_soon(self._deliver, job, result)
 
 
-class Stage:
-    """Layers [start, stop) reserved for one session, until ``close``."""
+class NativeStage:
+    """`worker.stage.Stage`: layers [start, stop) reserved for one session, until ``close``."""
 
-    def __init__(self, engine: Engine, cache: KvCache, runner: StageRunner) -> None:
+    def __init__(self, engine: NativeEngine, cache: KvCache, runner: StageRunner) -> None:
         self._engine = engine
         self._cache = cache
         self.runner = runner
@@ -208,13 +193,15 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_engine(model: SpanModel, *, kv_budget_bytes: int, threads: int | None = None) -> AsyncIterator[Engine]:
+async def open_engine(
+    model: SpanModel, *, kv_budget_bytes: int, threads: int | None = None
+) -> AsyncIterator[NativeEngine]:
     """Start the device thread; ends it, after the step it is in, when the block is left.
 
     ``kv_budget_bytes`` bounds the keys and values of all sessions; ``threads`` is for torch on a CPU: by
     default one for a small span, else all that torch sees.
     """
-    engine = Engine(model, kv_budget_bytes=kv_budget_bytes, threads=threads)
+    engine = NativeEngine(model, kv_budget_bytes=kv_budget_bytes, threads=threads)
     engine._thread.start()
     try:
         yield engine

@@ -29,8 +29,8 @@ from swarm.messages import (
 )
 from swarm.peer import Peer, Stream
 from swarm.receipts import Receipt
-from worker.engine import Stage, StageInput
 from worker.session import Action, Drawn, Emit, Forward, Return, StageSession, Work
+from worker.stage import Stage, StageInput
 
 RECEIPT_TIMEOUT = 10.0  # seconds a client has to sign the receipt before the worker goes on without
 

@@ -14,7 +14,8 @@ from swarm.errors import ProtocolError
 from worker.config import DtypeName
 from worker.kv import KvCache
 from worker.model import SpanModel
-from worker.sampling import Draw, Sampler
+from worker.sampling import Sampler
+from worker.stage import Draw, StageInput, StageOutput
 
 MAX_STEP_POSITIONS: Final = 8192  # a larger chunk holds the device for seconds and its scores fill the memory
 
@@ -23,27 +24,6 @@ _PROBE_DECODE: Final = 8
 
 _ITEM_BYTES: Final[dict[DtypeName, int]] = {"F32": 4, "BF16": 2, "F16": 2}
 _EXPONENTS: Final[dict[DtypeName, int]] = {"BF16": 0x7F80, "F16": 0x7C00}  # all ones: infinity or not a number
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageInput:
-    """A step: ``count`` positions from ``position`` on, as token ids at the first stage, as activations elsewhere."""
-
-    position: int
-    count: int
-    ids: tuple[int, ...] | None = None
-    hidden: bytes | memoryview | None = None
-    """[count, hidden] in the wire dtype, little-endian."""
-    sample: bool = False
-    """Draw the token that follows the last position; only where the model ends."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageOutput:
-    """What goes to the next stage, or the draw. Both are None at the last stage of a step that draws nothing."""
-
-    hidden: bytes | None = None
-    draw: Draw | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ A draw's *position* is that of the drawn token: one more than the last input pos
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,21 +18,13 @@ import numpy.typing as npt
 
 from swarm.errors import ProtocolError, UsageError
 from swarm.messages import Sampling
+from worker.stage import Draw
 
 Logits = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
 
 MAX_TOP_LOGPROBS: Final = 20  # what the usual HTTP interfaces allow; each costs bytes on the token path
 MAX_LOGIT_BIASES: Final = 1024  # the usual limit; bounds the work per token
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """A drawn token; log-probabilities are those of the model's own distribution, before bias and temperature."""
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:

@@ -22,9 +22,9 @@ from swarm.receipts import FREE_CHANNEL, NO_ACCOUNT, WINDOW_TOKENS, Channel, Pri
 from swarm.records import QUOTE_SECONDS, Quote, SignedQuote
 from swarm.settlement import ChannelState, Settlement
 from worker.credit import Account
-from worker.engine import Engine
 from worker.ring import RingStage
 from worker.session import StageSession
+from worker.stage import Engine
 
 MAX_SESSIONS = 256  # stages of sessions at once; key-value memory is usually the tighter bound
 BUSY_RETRY = 1.0

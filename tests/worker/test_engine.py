@@ -15,13 +15,14 @@ import trio.testing
 from swarm.errors import BusyError, ClosedError, ProtocolError, ResourceError, UsageError
 from swarm.messages import Sampling
 from tests.worker.tiny_models import TinyModel, prompt_of
-from worker.engine import Engine, Stage, StageInput, open_engine
+from worker.engine import NativeEngine, NativeStage, open_engine
+from worker.stage import StageInput
 
 Tiny = Callable[[str], TinyModel]
 BUDGET = 1 << 22
 
 
-async def generate(stage: Stage, prompt: list[int], count: int) -> list[int]:
+async def generate(stage: NativeStage, prompt: list[int], count: int) -> list[int]:
     """Greedy or seeded tokens from one stage that holds the whole model."""
     tokens: list[int] = []
     ids, position = tuple(prompt), 0
@@ -37,7 +38,7 @@ async def generate(stage: Stage, prompt: list[int], count: int) -> list[int]:
 class Gate:
     """Holds the device thread inside a step until it is opened."""
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
+    def __init__(self, engine: NativeEngine, stage: NativeStage) -> None:
         self.entered, self._token = trio.Event(), trio.lowlevel.current_trio_token()
         self._opened = threading.Event()
         self._engine, self._stage = engine, stage

@@ -17,8 +17,6 @@ from worker.config import DtypeName
 from worker.kv import KvPool
 from worker.runner import (
     MAX_STEP_POSITIONS,
-    StageInput,
-    StageOutput,
     StageRunner,
     decode,
     encode,
@@ -26,6 +24,7 @@ from worker.runner import (
     probe_positions,
 )
 from worker.sampling import Sampler
+from worker.stage import StageInput, StageOutput
 
 Tiny = Callable[[str], TinyModel]
 HIDDEN = 64

@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from worker.config import ModelConfig
 from worker.kv import KvPool
 from worker.model import SpanModel
-from worker.runner import StageInput, StageRunner
+from worker.runner import StageRunner
 from worker.sampling import Sampler
 from worker.shards import FolderSource
+from worker.stage import StageInput
 
 torch.set_num_threads(1)  # for models this small, a second thread only waits
 
