@@ -250,6 +250,7 @@ class Torrent:
         while not self._checked:
             self._check_failure()
             await self._changed.wait()
+        self._check_failure()
         await self._ask_stats(pieces=True)
         self._check_failure()
 
