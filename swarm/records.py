@@ -43,6 +43,11 @@ class Quote:
     """torch's name: cpu, cuda, mps, xpu."""
     device_name: str
     memory_bytes: int
+    host: str
+    """Where it takes calls; empty for "where you asked"."""
+    port: int
+    free_slots: int
+    """Sessions that it would still take."""
     free_positions: int
     """Positions of its whole span that still fit in its key-value memory."""
     queue: int
@@ -57,10 +62,13 @@ class Quote:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= 0xFFFF:
             raise ProtocolError(f"a quote's span [{self.start}, {self.stop}) is empty or out of range")
-        for name in ("chain_id", "window", "memory_bytes", "free_positions", "queue", "decode_rate", "prefill_rate"):
+        counts = ("chain_id", "window", "memory_bytes", "free_slots", "free_positions", "queue", "context")
+        for name in (*counts, "decode_rate", "prefill_rate"):
             if getattr(self, name) < 0:
                 raise ProtocolError(f"a quote's {name} is negative")
-        if max(len(self.device), len(self.device_name)) > MAX_TEXT:
+        if not 0 <= self.port <= 65535:
+            raise ProtocolError(f"a quote's port {self.port} is none")
+        if max(len(self.device), len(self.device_name), len(self.host)) > MAX_TEXT:
             raise ProtocolError("a quote's device has too long a name")
         if not 0 < self.valid_until - self.issued <= QUOTE_SECONDS:
             raise ProtocolError("a quote is valid for too long or not at all")
@@ -76,13 +84,16 @@ class Quote:
                 b"decode": self.decode_rate,
                 b"device": self.device.encode(),
                 b"free": self.free_positions,
+                b"host": self.host.encode(),
                 b"issued": self.issued,
                 b"manifest": self.manifest_id,
                 b"memory": self.memory_bytes,
                 b"name": self.device_name.encode(),
+                b"port": self.port,
                 b"prefill": self.prefill_rate,
                 b"price": [self.price.per_1k_input, self.price.per_1k_output],
                 b"queue": self.queue,
+                b"slots": self.free_slots,
                 b"span": [self.start, self.stop],
                 b"until": self.valid_until,
                 b"window": self.window,
@@ -112,6 +123,9 @@ class Quote:
                 device=value[b"device"].decode(),
                 device_name=value[b"name"].decode(),
                 memory_bytes=value[b"memory"],
+                host=value[b"host"].decode(),
+                port=value[b"port"],
+                free_slots=value[b"slots"],
                 free_positions=value[b"free"],
                 queue=value[b"queue"],
                 decode_rate=value[b"decode"],

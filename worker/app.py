@@ -163,7 +163,8 @@ async def _serving(config: WorkerConfig, identity: Identity, service: Service) -
     async with open_links(identity, service.handle) as links, open_nursery() as nursery:
         service.links = links
         serve = partial(serve_peers, service.handle, identity, host=config.host, port=config.port, on_peer=links.adopt)
-        yield await nursery.start(serve)
+        service.address = (config.host, await nursery.start(serve))
+        yield service.address[1]
         nursery.cancel_scope.cancel()
 
 

@@ -73,6 +73,8 @@ class Service:
         self._sessions: dict[SessionId, RingStage] = {}
         self.links: Links | None = None
         """Connections to neighbours; set by whoever opens them with this service's handler."""
+        self.address: tuple[str, int] = ("", 0)
+        """Where it takes calls, once it does."""
 
     @property
     def manifest_id(self) -> ManifestId:
@@ -113,6 +115,9 @@ class Service:
             device=capacity.device,
             device_name=capacity.device_name[:120],
             memory_bytes=capacity.memory_bytes,
+            host=self.address[0],
+            port=self.address[1],
+            free_slots=MAX_SESSIONS - len(self._sessions),
             free_positions=capacity.kv_positions_free,
             queue=capacity.queue,
             decode_rate=int(self._offer.decode_rate * 1000),
