@@ -372,7 +372,7 @@ async def _open_thread(opener: Callable[[], AbstractAsyncContextManager[TextClie
         yield _OtherThread(thread, thread.opened.result())
     finally:
         thread.stop()
-        await _until(thread.ended, _nothing)
+        await _until(thread.ended, lambda: None)  # it ends by itself
     thread.ended.result()
 
 
@@ -395,7 +395,3 @@ async def _until(future: concurrent.futures.Future[T], cancel: Callable[[], None
         with anyio.CancelScope(shield=True):  # anyio cancels again and again until the task has ended
             await done.wait()
         raise
-
-
-def _nothing() -> None:
-    """There is nothing to cancel: it ends by itself."""
