@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from dht.contacts import Endpoint
-from dht.krpc import Query
+from dht.queries import Query
 
 MIN_TIMEOUT = 0.150  # seconds: below it a busy event loop looks like a lost packet
 MAX_TIMEOUT = 2.0  # seconds: a peer slower than this costs more than it gives

@@ -17,7 +17,7 @@ from dht.contacts import Contact, Endpoint
 from dht.errors import ConflictError, RejectedQuery
 from dht.items import Item
 from dht.keys import NodeId, Target
-from dht.krpc import ErrorPacket, Ping, QueryPacket, ReplyPacket, parse
+from dht.krpc import ErrorPacket, QueryPacket, ReplyPacket, parse
 from dht.operations import (
     ItemSearch,
     Operation,
@@ -31,6 +31,7 @@ from dht.operations import (
 )
 from dht.outcomes import Outcome, Stored
 from dht.publications import Announcement, Publication, Publications, PublishedItem, Publishing
+from dht.queries import Ping
 from dht.routing import BUCKET_SIZE, RoutingTable
 from dht.server import Server, refusal
 from dht.statistics import Counters, Statistics

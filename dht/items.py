@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from dht.errors import RejectedQuery
+from dht.fields import MAX_SEQ
 from dht.keys import Target
-from dht.krpc import MAX_SEQ, PROTOCOL_ERROR, Put, Reply
+from dht.krpc import PROTOCOL_ERROR
+from dht.queries import Put
+from dht.replies import Reply
 from swarm.codec import Value, decode, encode
 from swarm.errors import ProtocolError, UsageError
 from swarm.identity import Identity, verify_raw

@@ -22,9 +22,11 @@ from dht.items import (
     item_from_reply,
 )
 from dht.keys import NodeId, Target
-from dht.krpc import AnnouncePeer, ErrorPacket, FindNode, Get, GetPeers, Ping, Query, Reply, ReplyPacket
+from dht.krpc import ErrorPacket, ReplyPacket
 from dht.lookup import Lookup
 from dht.outcomes import ItemFound, Outcome, PeersFound, Stored
+from dht.queries import AnnouncePeer, FindNode, Get, GetPeers, Ping, Query
+from dht.replies import Reply
 from swarm.errors import SwarmError
 
 AGREEING = 3  # storers that must show the same newest item before the caller is answered

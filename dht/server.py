@@ -9,21 +9,9 @@ from dht.contacts import Endpoint
 from dht.errors import RejectedQuery
 from dht.items import MutableItem, item_from_put, mutable_target
 from dht.keys import NodeId, Target
-from dht.krpc import (
-    PROTOCOL_ERROR,
-    UNKNOWN_METHOD,
-    AnnouncePeer,
-    ErrorPacket,
-    FindNode,
-    Get,
-    GetPeers,
-    Ping,
-    Put,
-    Query,
-    QueryPacket,
-    Reply,
-    ReplyPacket,
-)
+from dht.krpc import PROTOCOL_ERROR, UNKNOWN_METHOD, ErrorPacket, QueryPacket, ReplyPacket
+from dht.queries import AnnouncePeer, FindNode, Get, GetPeers, Ping, Put, Query
+from dht.replies import Reply
 from dht.routing import RoutingTable
 from dht.store import ItemStore, PeerStore
 from dht.tokens import Tokens

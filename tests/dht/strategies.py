@@ -6,20 +6,9 @@ from hypothesis import strategies as st
 
 from dht.contacts import Contact, Endpoint
 from dht.keys import NodeId, Target
-from dht.krpc import (
-    AnnouncePeer,
-    ErrorPacket,
-    FindNode,
-    Get,
-    GetPeers,
-    Packet,
-    Ping,
-    Put,
-    QueryPacket,
-    Reply,
-    ReplyPacket,
-    UnknownQuery,
-)
+from dht.krpc import ErrorPacket, Packet, QueryPacket, ReplyPacket
+from dht.queries import AnnouncePeer, FindNode, Get, GetPeers, Ping, Put, UnknownQuery
+from dht.replies import Reply
 
 NODE_IDS = st.binary(min_size=20, max_size=20).map(NodeId)
 TARGETS = st.binary(min_size=20, max_size=20).map(Target)

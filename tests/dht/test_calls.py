@@ -7,7 +7,7 @@ import pytest
 from dht import calls as module
 from dht.calls import FIRST_TIMEOUT, MAX_TIMEOUT, MIN_TIMEOUT, SILENT_FOR, Calls, RoundTrips, percentile_95
 from dht.contacts import Endpoint
-from dht.krpc import Ping
+from dht.queries import Ping
 
 HERE = Endpoint("10.0.0.1", 1)
 THERE = Endpoint("10.0.0.2", 1)

@@ -12,8 +12,10 @@ from dht.engine import Engine
 from dht.errors import ConflictError
 from dht.items import ImmutableItem, Item, MutableItem, sign_item
 from dht.keys import NodeId, Target, distance
-from dht.krpc import ErrorPacket, Ping, QueryPacket, Reply, ReplyPacket, parse
+from dht.krpc import ErrorPacket, QueryPacket, ReplyPacket, parse
 from dht.outcomes import ItemFound, Outcome, PeersFound, Stored
+from dht.queries import Ping
+from dht.replies import Reply
 from dht.store import ITEM_TTL
 from swarm.codec import encode
 from swarm.identity import Identity

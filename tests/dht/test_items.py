@@ -15,7 +15,8 @@ from dht.items import (
     signed_bytes,
 )
 from dht.keys import Target
-from dht.krpc import Put, Reply
+from dht.queries import Put
+from dht.replies import Reply
 from swarm.codec import Value, encode
 from swarm.errors import UsageError
 from swarm.identity import Identity

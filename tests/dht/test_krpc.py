@@ -7,20 +7,9 @@ from hypothesis import strategies as st
 from dht.contacts import Endpoint
 from dht.errors import RejectedQuery
 from dht.keys import NodeId, Target
-from dht.krpc import (
-    MAX_RECEIVED,
-    AnnouncePeer,
-    ErrorPacket,
-    FindNode,
-    GetPeers,
-    Packet,
-    Ping,
-    QueryPacket,
-    Reply,
-    ReplyPacket,
-    UnknownQuery,
-    parse,
-)
+from dht.krpc import MAX_RECEIVED, ErrorPacket, Packet, QueryPacket, ReplyPacket, parse
+from dht.queries import AnnouncePeer, FindNode, GetPeers, Ping, UnknownQuery
+from dht.replies import Reply
 from swarm.codec import encode
 from swarm.errors import ProtocolError
 from tests.dht.strategies import PACKETS

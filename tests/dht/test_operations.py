@@ -6,9 +6,11 @@ from dht.contacts import Contact, Endpoint
 from dht.errors import ConflictError
 from dht.items import Item, sign_item
 from dht.keys import NodeId, Target
-from dht.krpc import AnnouncePeer, ErrorPacket, Get, GetPeers, Ping, Put, Reply, ReplyPacket
+from dht.krpc import ErrorPacket, ReplyPacket
 from dht.operations import ItemSearch, PeerSearch, PingOperation, Search, Start, Store, announce, put
 from dht.outcomes import ItemFound, PeersFound
+from dht.queries import AnnouncePeer, Get, GetPeers, Ping, Put
+from dht.replies import Reply
 from swarm.errors import UsageError
 from swarm.identity import Identity
 

@@ -5,21 +5,9 @@ import pytest
 from dht.contacts import Contact, Endpoint
 from dht.items import ImmutableItem, sign_item
 from dht.keys import NodeId, Target
-from dht.krpc import (
-    AnnouncePeer,
-    ErrorPacket,
-    FindNode,
-    Get,
-    GetPeers,
-    Ping,
-    Put,
-    Query,
-    QueryPacket,
-    Reply,
-    ReplyPacket,
-    UnknownQuery,
-    parse,
-)
+from dht.krpc import ErrorPacket, QueryPacket, ReplyPacket, parse
+from dht.queries import AnnouncePeer, FindNode, Get, GetPeers, Ping, Put, Query, UnknownQuery
+from dht.replies import Reply
 from dht.routing import RoutingTable
 from dht.server import MAX_ANSWER, MAX_PEERS_PER_ANSWER, Server
 from dht.store import ItemStore, PeerStore
