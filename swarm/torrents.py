@@ -42,6 +42,7 @@ __all__ = ["Progress", "Torrent", "TorrentConfig", "Torrents", "open_torrents"]
 
 ALERT_QUEUE = 20_000  # a fast transfer of small pieces fills libtorrent's 2 000 between two turns of the loop
 RECONNECT_TIME = 5  # seconds per failed attempt; libtorrent's 60 outlasts a peer's restart
+TICK = 100  # ms between two turns of the rate limits and connection attempts; at 500 a layer waits for its last piece
 FAST_BUFFER = 4 * 2**20  # bytes; uTP on a fast link is six times slower with the system's default
 
 _ALERTS = lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage
@@ -310,6 +311,7 @@ def _settings(config: TorrentConfig) -> dict[str, Any]:
         "upload_rate_limit": config.upload_rate,
         "download_rate_limit": config.download_rate,
         "min_reconnect_time": RECONNECT_TIME,
+        "tick_interval": TICK,
         "alert_queue_size": ALERT_QUEUE,
         "alert_mask": int(_ALERTS | lt.alert_category.piece_progress),
     }

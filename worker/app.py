@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,24 +20,18 @@ from swarm.identity import Identity
 from swarm.ids import Address, ContentHash, ManifestId, PeerId
 from swarm.ledger import open_ledger
 from swarm.links import open_links
-from swarm.manifest import Manifest, SignedManifest, span_bytes, span_ranges, span_tiers
+from swarm.manifest import Manifest, SignedManifest, span_bytes, span_tiers
 from swarm.nurseries import open_nursery
 from swarm.peer import serve_peers
 from swarm.receipts import Price
 from swarm.settlement import Settlement
-from swarm.torrent import Progress, Torrent
+from swarm.torrent import Torrent
 from swarm.torrents import TorrentConfig, Torrents, open_torrents
-from worker.config import ModelConfig
 from worker.engine import open_engine
-from worker.model import SpanModel
+from worker.fetch import Report, load_span, open_swarming
 from worker.service import Offer, Service
-from worker.source import TorrentSource
 
 KV_BUDGET = 1 << 30  # bytes for the keys and values of all sessions
-FIND_PEERS_EVERY = 5.0  # seconds between looks for more seeders while the span is on its way
-
-Report = Callable[[str, Progress | None], None]
-"""Told what is going on, with the transfer's progress while there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +77,10 @@ class Ready:
     bytes_fetched: int
     span_bytes: int
     model_bytes: int
+    first_layer_after: float
+    """Seconds from the start of the transfer until the first layer was on the device."""
+    span_after: float
+    """The same for the whole span."""
     decode_rate: float
     prefill_rate: float
 
@@ -103,58 +101,50 @@ async def run_worker(
         report("looking for the model", None)
         signed, objects = await _find(config, directory, identity)
         span = _span(config, signed.manifest)
-        async with _fetched_span(config, directory, torrents, signed, objects, span, report) as torrent:
-            fetched = (await torrent.refresh()).downloaded_payload
-            report(f"loading layers {span[0]} to {span[1]}", None)
-            model = await trio.to_thread.run_sync(_load, config, signed.manifest, torrent, span)
-            async with open_engine(model, kv_budget_bytes=config.kv_budget_bytes, threads=config.threads) as engine:
-                report("measuring", None)
-                rates = await engine.probe()
-                service = Service(
-                    identity=identity,
-                    signed=signed,
-                    objects=objects,
-                    engine=engine,
-                    offer=Offer(
-                        start=span[0],
-                        stop=span[1],
-                        price=config.price,
+        torrent = await _fetch(config, torrents, signed, objects, span)
+        async with open_swarming(directory, torrent, torrents.port, report):
+            loaded = await load_span(signed.manifest, torrent, span, device=config.device, report=report)
+        fetched = (await torrent.refresh()).downloaded_payload
+        async with open_engine(loaded.model, kv_budget_bytes=config.kv_budget_bytes, threads=config.threads) as engine:
+            report("measuring", None)
+            rates = await engine.probe()
+            service = Service(
+                identity=identity,
+                signed=signed,
+                objects=objects,
+                engine=engine,
+                offer=Offer(
+                    start=span[0],
+                    stop=span[1],
+                    price=config.price,
+                    decode_rate=rates.decode,
+                    prefill_rate=rates.prefill,
+                ),
+                ledger=ledger,
+                settlement=settlement,
+            )
+            async with _serving(config, identity, service) as port:
+                await directory.announce_torrent(signed.manifest.info_hash, torrents.port)
+                await directory.announce_manifest(signed.manifest_id, port)
+                task_status.started(
+                    Ready(
+                        peer_id=identity.peer_id,
+                        host=config.host,
+                        port=port,
+                        model=config.model,
+                        manifest_id=signed.manifest_id,
+                        span=span,
+                        account=settlement.account if settlement is not None else None,
+                        bytes_fetched=fetched,
+                        span_bytes=span_bytes(signed.manifest, *span),
+                        model_bytes=sum(file.size for file in signed.manifest.files),
+                        first_layer_after=loaded.first_layer_after,
+                        span_after=loaded.span_after,
                         decode_rate=rates.decode,
                         prefill_rate=rates.prefill,
-                    ),
-                    ledger=ledger,
-                    settlement=settlement,
-                )
-                async with _serving(config, identity, service) as port:
-                    await directory.announce_torrent(signed.manifest.info_hash, torrents.port)
-                    await directory.announce_manifest(signed.manifest_id, port)
-                    task_status.started(
-                        Ready(
-                            peer_id=identity.peer_id,
-                            host=config.host,
-                            port=port,
-                            model=config.model,
-                            manifest_id=signed.manifest_id,
-                            span=span,
-                            account=settlement.account if settlement is not None else None,
-                            bytes_fetched=fetched,
-                            span_bytes=span_bytes(signed.manifest, *span),
-                            model_bytes=sum(file.size for file in signed.manifest.files),
-                            decode_rate=rates.decode,
-                            prefill_rate=rates.prefill,
-                        )
                     )
-                    await trio.sleep_forever()
-
-
-def _load(config: WorkerConfig, manifest: Manifest, torrent: Torrent, span: tuple[int, int]) -> SpanModel:
-    return SpanModel.load(
-        ModelConfig.parse(manifest.config),
-        TorrentSource(manifest, torrent),
-        *span,
-        device=config.device,
-        wire_dtype="F32" if manifest.wire_dtype == "F32" else "BF16",
-    )
+                )
+                await trio.sleep_forever()
 
 
 @asynccontextmanager
@@ -189,38 +179,17 @@ def _span(config: WorkerConfig, manifest: Manifest) -> tuple[int, int]:
     return start, stop
 
 
-@asynccontextmanager
-async def _fetched_span(
+async def _fetch(
     config: WorkerConfig,
-    directory: Directory,
     torrents: Torrents,
     signed: SignedManifest,
     objects: dict[ContentHash, bytes],
     span: tuple[int, int],
-    report: Report,
-) -> AsyncIterator[Torrent]:
-    """The torrent once every byte of the span is verified; it goes on serving them to others."""
+) -> Torrent:
+    """The torrent with the span's units on their way, in the order in which they are loaded."""
     manifest = signed.manifest
     folder = Home(path=config.home).store / manifest.info_hash.hex()
-    torrent = await torrents.fetch(objects[manifest.torrent], folder, span_tiers(manifest, *span))
-    async with open_nursery() as nursery:
-        nursery.start_soon(_add_peers, directory, manifest, torrent)
-        nursery.start_soon(_watch, torrent, report)
-        await torrent.wait(span_ranges(manifest, *span))
-        nursery.cancel_scope.cancel()
-    yield torrent
-
-
-async def _add_peers(directory: Directory, manifest: Manifest, torrent: Torrent) -> None:
-    while True:
-        for host, port in await directory.find_torrent_peers(manifest.info_hash):
-            torrent.add_peer(host, port)
-        await trio.sleep(FIND_PEERS_EVERY)
-
-
-async def _watch(torrent: Torrent, report: Report) -> None:
-    while True:
-        report("fetching", await torrent.progress_changed())
+    return await torrents.fetch(objects[manifest.torrent], folder, span_tiers(manifest, *span))
 
 
 def _connect_chain(config: WorkerConfig, home: Home) -> Settlement | None:

@@ -59,11 +59,14 @@ class SpanModel:
         *,
         device: str = "cpu",
         wire_dtype: DtypeName | None = None,
+        arrive: Callable[[str], None] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> SpanModel:
         """Read the units of [start, stop) and fuse them; ``progress`` hears each unit's name when it is loaded.
 
-        ``wire_dtype`` is the manifest's; by default float32 for weights in float32, bfloat16 otherwise. Blocks.
+        ``arrive`` is called with a unit's name before its bytes are read and may block until they are there, so that
+        the first layer is on the device while the last is on its way. ``wire_dtype`` is the manifest's; by default
+        float32 for weights in float32, bfloat16 otherwise. Blocks.
         Raises UsageError for a span outside the model, ModelFolderError for missing or malformed tensors and
         ResourceError when the device has no room.
         """
@@ -79,6 +82,8 @@ class SpanModel:
         model = cls(config, start, stop, device=where, dtype=computed, wire_dtype=wire)
         try:
             for unit in model.units():
+                if arrive is not None:
+                    arrive(unit)
                 model._load(source, unit)
                 if progress is not None:
                     progress(unit)

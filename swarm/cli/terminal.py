@@ -6,13 +6,16 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 RED = "31"
 GREEN = "32"
 YELLOW = "33"
+BAR_WIDTH = 30  # characters; the line with it fits 100 columns
+LINE_EVERY = 5.0  # seconds between two lines of progress in a log
 
 
 def colours(stream: TextIO) -> bool:
@@ -38,6 +41,36 @@ def print_error(message: str) -> None:
 def print_progress(message: str) -> None:
     """One line on stderr about what is going on."""
     print(printable(message), file=sys.stderr, flush=True)
+
+
+class ProgressBar:
+    """How far a transfer is: one line that is written over on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
+        self._now = now
+        self._written = -LINE_EVERY
+        self._open = False
+
+    def show(self, done: int, total: int, text: str) -> None:
+        """``done`` of ``total`` bytes, and what else there is to say."""
+        share = done / total if total else 1.0
+        line = f"{share:4.0%} {printable(text)}"
+        if self._stream.isatty():
+            filled = round(share * BAR_WIDTH)
+            self._stream.write(f"\r\033[K[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {line}")
+            self._open = True
+        elif self._now() - self._written >= LINE_EVERY:
+            self._written = self._now()
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the bar as it is; what is printed next begins on a new line."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open = False
 
 
 def print_json(value: Any) -> None:

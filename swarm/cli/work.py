@@ -20,7 +20,7 @@ from swarm.cli.options import (
     load,
     parse_span,
 )
-from swarm.cli.terminal import print_json, print_progress
+from swarm.cli.terminal import ProgressBar, print_json, print_progress
 
 if TYPE_CHECKING:
     from swarm.torrent import Progress
@@ -83,7 +83,7 @@ def work(
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            ready: Ready = await nursery.start(partial(run_worker, config, report=_report))
+            ready: Ready = await nursery.start(partial(run_worker, config, report=_Reporter()))
             start, stop = ready.span
             if json:
                 print_json(ready)
@@ -97,11 +97,18 @@ def work(
     trio.run(run)
 
 
-def _report(what: str, progress: Progress | None) -> None:
-    if progress is None:
-        print_progress(what)
-    else:
-        print_progress(
-            f"{what}: {progress.done_bytes:,} of {progress.wanted_bytes:,} bytes "
-            f"from {progress.peers} peers, {progress.rate / 1e6:.1f} MB/s"
-        )
+class _Reporter:
+    """What a worker says on the way: lines, and a bar while bytes come."""
+
+    def __init__(self) -> None:
+        self._bar = ProgressBar()
+
+    def __call__(self, what: str, progress: Progress | None) -> None:
+        if progress is None:
+            self._bar.close()
+            print_progress(what)
+            return
+        done, wanted = progress.done_bytes, progress.wanted_bytes
+        peers = f"{progress.peers} peer{'s'[: progress.peers != 1]}"
+        text = f"{what} {done / 1e6:,.0f} of {wanted / 1e6:,.0f} MB from {peers}, {progress.rate / 1e6:.1f} MB/s"
+        self._bar.show(done, wanted, text)

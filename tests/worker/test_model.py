@@ -121,6 +121,16 @@ def test_only_the_units_of_the_span_are_read(tiny: Tiny) -> None:
     heard: list[str] = []
     SpanModel.load(model.config, model.source(), 2, 4, progress=heard.append)
     assert heard == ["layer.2", "layer.3"]
+    order: list[str] = []
+    SpanModel.load(
+        model.config,
+        model.source(),
+        2,
+        4,
+        arrive=lambda unit: order.append(f"wait {unit}"),
+        progress=lambda unit: order.append(f"have {unit}"),
+    )
+    assert order == ["wait layer.2", "have layer.2", "wait layer.3", "have layer.3"], "one unit after the other"
     assert model.span(4, 6).units() == ["layer.4", "layer.5", "norm", "head"]
     assert model.span(0, 1).units() == ["embed", "layer.0"]
 

@@ -9,6 +9,7 @@ import pytest
 
 from swarm.cli.terminal import (
     RED,
+    ProgressBar,
     colours,
     paint,
     print_error,
@@ -79,3 +80,26 @@ def test_a_table_shows_every_cell_as_it_is(capsys: pytest.CaptureFixture[str], m
     assert err == ""
     for text in ("Payments", "name", "amount", "[red]x[/red]", "1,234,567"):
         assert text in out
+
+
+def test_a_bar_writes_over_itself_on_a_terminal_and_ends_before_other_lines() -> None:
+    terminal = Terminal()
+    bar = ProgressBar(terminal)
+    bar.show(1, 4, "one\nlayer")
+    bar.show(4, 4, "all")
+    bar.close()
+    bar.close()
+    first, second, third = terminal.getvalue().split("\r\033[K")
+    assert first == ""
+    assert second.startswith("[########......................]  25% one layer")
+    assert third == f"[{'#' * 30}] 100% all\n"
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then() -> None:
+    log = io.StringIO()
+    now = 0.0
+    bar = ProgressBar(log, now=lambda: now)
+    for done, now in enumerate((0.0, 1.0, 4.9, 5.0)):  # noqa: B007 - the clock
+        bar.show(done, 4, f"part {done}")
+    bar.close()
+    assert log.getvalue() == "  0% part 0\n 75% part 3\n"

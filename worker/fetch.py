@@ -1,0 +1,101 @@
+"""A span on its way to the device: fetched in the order in which it is loaded, and loaded while it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from dht.directory import Directory
+from swarm.errors import UnavailableError
+from swarm.manifest import Manifest
+from swarm.nurseries import open_nursery
+from swarm.torrent import Progress, Torrent
+from worker.config import ModelConfig
+from worker.model import SpanModel
+from worker.source import TorrentSource
+
+FIND_PEERS_EVERY = 5.0  # seconds between looks for more seeders while the span is on its way
+
+Report = Callable[[str, Progress | None], None]
+"""Told what is going on, with the transfer's progress while there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A span on its device. Times in seconds from when the loading began, waits for the network included."""
+
+    model: SpanModel
+    first_layer_after: float
+    """Until the first layer, and the embedding before it where the span has one, was there."""
+    span_after: float
+
+
+@asynccontextmanager
+async def open_swarming(directory: Directory, torrent: Torrent, port: int, report: Report) -> AsyncIterator[None]:
+    """Announce the torrent at ``port``, look for others who share it and report the progress, until the block is left.
+
+    It is announced before anything is there: whoever joins at the same time fetches one half from the other.
+    """
+    async with open_nursery() as nursery:
+        nursery.start_soon(_find_peers, directory, torrent, port)
+        nursery.start_soon(_watch, torrent, report)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def load_span(
+    manifest: Manifest, torrent: Torrent, span: tuple[int, int], *, device: str, report: Report
+) -> Loaded:
+    """Load layers [start, stop) while they are on their way: each unit as soon as its bytes are verified.
+
+    The torrent must be fetching the span's units as tiers, in this order. ``report`` hears of every unit. Raises as
+    `Torrent.wait` and `SpanModel.load` do.
+    """
+    started = trio.current_time()
+    times: dict[str, float] = {}
+
+    def arrive(unit: str) -> None:
+        trio.from_thread.run(torrent.wait, manifest.unit(unit).ranges)
+
+    def note(unit: str) -> None:
+        times[unit] = trio.current_time() - started
+        report(f"loaded {unit},", torrent.progress())
+
+    def loaded(unit: str) -> None:
+        trio.from_thread.run_sync(note, unit)
+
+    def load() -> SpanModel:
+        return SpanModel.load(
+            ModelConfig.parse(manifest.config),
+            TorrentSource(manifest, torrent),
+            *span,
+            device=device,
+            wire_dtype="F32" if manifest.wire_dtype == "F32" else "BF16",
+            arrive=arrive,
+            progress=loaded,
+        )
+
+    model = await trio.to_thread.run_sync(load)
+    return Loaded(model=model, first_layer_after=times[f"layer.{span[0]}"], span_after=max(times.values()))
+
+
+async def _find_peers(directory: Directory, torrent: Torrent, port: int) -> None:
+    announced = False
+    while True:
+        try:
+            if not announced:
+                await directory.announce_torrent(torrent.info_hash, port)
+                announced = True
+            for address in await directory.find_torrent_peers(torrent.info_hash):
+                torrent.add_peer(*address)
+        except UnavailableError:
+            pass  # no DHT node answers now; the next round asks again
+        await trio.sleep(FIND_PEERS_EVERY)
+
+
+async def _watch(torrent: Torrent, report: Report) -> None:
+    while True:
+        report("fetching", await torrent.progress_changed())
