@@ -1,7 +1,8 @@
 """One stage of one session on the wire: drives a `StageSession` between the client, the neighbours and the device.
 
-Whoever brings something in (a step, a voucher) runs the pump that computes and sends; if it is running already, it
-takes the new work along. So a step costs no change of tasks between its arrival and its leaving.
+Whoever brings in a step runs the pump that computes and sends; if it is running already, it takes the new work along.
+So a step costs no change of tasks between its arrival and its leaving. What the client brings in (the prompt, a
+voucher) is pumped by a task of its own, so that a call can be closed while it is being computed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from swarm.errors import ClosedError, ProtocolError, SwarmError, UnreachableError
-from swarm.ids import PeerId
+from swarm.errors import ClosedError, ProtocolError, SwarmError, UnavailableError, UnreachableError
 from swarm.links import Links
 from swarm.messages import (
     Begin,
@@ -24,15 +24,18 @@ from swarm.messages import (
     ReceiptAck,
     ReceiptOffer,
     SessionClosed,
+    SessionOpened,
     StageRef,
     Step,
 )
+from swarm.nurseries import open_nursery
 from swarm.peer import Peer, Stream
 from swarm.receipts import Receipt
 from worker.session import Action, Drawn, Emit, Forward, Return, StageSession, Work
 from worker.stage import Stage, StageInput
 
 RECEIPT_TIMEOUT = 10.0  # seconds a client has to sign the receipt before the worker goes on without
+IDLE_TIMEOUT = 300.0  # seconds without a step or a word from the client before its memory is given to others
 
 AcceptVoucher = Callable[[bytes, bytes], Awaitable[int]]
 """Check, store and count a voucher (its record and signature); returns the highest cumulative held."""
@@ -49,7 +52,9 @@ class RingStage:
         self._control = control
         self._links = links
         self._out: Stream | None = None
+        self._attached = False
         self._pumping = False
+        self._woken = trio.Event()
         self._failed: SwarmError | None = None
         self._over = trio.CancelScope()
 
@@ -58,7 +63,7 @@ class RingStage:
         chain = self.core.opening.chain
         return chain[(self.core.opening.index + 1) % len(chain)]
 
-    async def connect(self) -> None:
+    async def _connect(self) -> None:
         """Have the connection to the next stage ready. The last of two stages answers on the link of the first."""
         chain = self.core.opening.chain
         if len(chain) > 1 and not (len(chain) == 2 and self.core.is_last):
@@ -67,15 +72,20 @@ class RingStage:
     # ---- the client's side ----------------------------------------------------------------------------------------
 
     async def serve(self, accept: AcceptVoucher, store: StoreReceipt) -> None:
-        """Serve the control stream until the call is closed. Whatever ends it, there is a receipt of what was done."""
+        """Serve the opened session until the call is closed. Whatever ends it, there is a receipt of what was done.
+
+        The client is asked to sign it after a failure too, before it is told of that: what was done is paid for, and
+        both sides count the same.
+        """
         tokens: int | None = None
+        error: SwarmError | None = None
+        receipt: Receipt | None = None
+        signature = b""
         try:
-            with self._over:
-                tokens = await self._converse(accept)
-            if self._failed is not None:
-                raise self._failed
+            tokens = await self._until_closed(accept)
+        except SwarmError as raised:
+            error = raised
         finally:
-            self._over.cancel()
             self._stage.close()
             if self._out is not None:
                 self._out.finish()
@@ -84,22 +94,46 @@ class RingStage:
                 with trio.CancelScope(shield=True):
                     signature = await store(receipt, None)
         if receipt is not None:
-            await self._exchange(receipt, signature, store)
+            try:
+                await self._exchange(receipt, signature, store)
+            except SwarmError as raised:
+                error = error or raised
+        if error is not None:
+            raise error
         await self._control.send(SessionClosed(), fin=True)
+
+    async def _until_closed(self, accept: AcceptVoucher) -> int | None:
+        """How many tokens the client accepted. Raises what ended the session otherwise."""
+        tokens: int | None = None
+        with self._over:
+            async with open_nursery() as nursery:
+                await self._connect()
+                await self._control.send(SessionOpened(self.core.max_positions))
+                nursery.start_soon(self._pump_when_woken)
+                tokens = await self._converse(accept)
+                nursery.cancel_scope.cancel()
+        if self._failed is not None:
+            raise self._failed
+        return tokens
 
     async def _converse(self, accept: AcceptVoucher) -> int:
         while True:
-            received = await self._control.receive()
+            length, received = self.core.length, None
+            with trio.move_on_after(IDLE_TIMEOUT) as scope:
+                received = await self._control.receive()
+            if scope.cancelled_caught:
+                if self.core.length == length and not self.core.computing:
+                    raise UnavailableError(f"nothing happened in this session for {IDLE_TIMEOUT:.0f} s; call again")
+                continue
             if received is None:
-                raise ClosedError("the client ended the session without closing it")
+                raise ClosedError("the client ended the session without closing it", peer_id=self.core.client)
             match received.message:
                 case Begin() as begin:
                     self.core.begin(begin, received.raw)
-                    await self.pump()
+                    self.wake()
                 case Credit(record, signature):
                     cumulative = await accept(record, signature)
                     await self._control.send(CreditAck(str(cumulative)))
-                    await self.pump()
                 case CloseSession(tokens):
                     return tokens
                 case other:
@@ -108,36 +142,64 @@ class RingStage:
                     )
 
     async def _exchange(self, receipt: Receipt, signature: bytes, store: StoreReceipt) -> None:
-        with trio.move_on_after(RECEIPT_TIMEOUT):
+        with trio.move_on_after(RECEIPT_TIMEOUT) as scope:
             await self._control.send(ReceiptOffer(receipt.pack(), signature))
-            answer, _ = await self._control.expect(ReceiptAck)
-            receipt.verify(self.core.client, answer.signature)
-            await store(receipt, answer.signature)
+            while True:
+                received = await self._control.receive()
+                if received is None:
+                    raise ClosedError("the client left without signing the receipt", peer_id=self.core.client)
+                if isinstance(received.message, ReceiptAck):
+                    receipt.verify(self.core.client, received.message.signature)
+                    await store(receipt, received.message.signature)
+                    return
+                if not isinstance(received.message, Credit | CloseSession):  # these may have crossed the offer
+                    raise ProtocolError(
+                        f"the client sent {type(received.message).__name__} for a signature", peer_id=self.core.client
+                    )
+        if scope.cancelled_caught:
+            raise ProtocolError(
+                f"the client did not sign the receipt in {RECEIPT_TIMEOUT:.0f} s; it is kept without",
+                peer_id=self.core.client,
+            )
 
     # ---- the ring's side ------------------------------------------------------------------------------------------
 
     async def attach(self, peer: Peer, stream: Stream) -> None:
         """Take steps from upstream until it ends the stream, which it does when the call was closed there first.
 
-        An error here is the session's, and names who is at fault.
+        An error in what it sends is the session's, and names who is at fault. Raises `ProtocolError`, which hurts
+        nobody else, for a peer that is not the neighbour or has attached before.
         """
+        if peer.peer_id != self.core.upstream or self._attached:
+            raise ProtocolError(f"peer {peer.peer_id.short} has no link to give this session", peer_id=peer.peer_id)
+        self._attached = True
         try:
-            if peer.peer_id != self.core.upstream:
-                raise ProtocolError(f"peer {peer.peer_id.short} is not this stage's neighbour", peer_id=peer.peer_id)
             while (received := await stream.receive()) is not None:
                 if not isinstance(received.message, Step):
                     raise ProtocolError(f"peer {peer.peer_id.short} sent no step on a link", peer_id=peer.peer_id)
                 self.core.receive(received.message, received.raw)
                 await self.pump()
         except SwarmError as error:
-            self.fail(error, peer.peer_id)
+            self.fail(error)
 
-    def fail(self, error: SwarmError, culprit: PeerId | None = None) -> None:
+    def fail(self, error: SwarmError) -> None:
         """End the session with an error; the first one counts, and none does once the call is closed."""
         if self._failed is None and not self.core.closed:
-            error.peer_id = error.peer_id or culprit
             self._failed = error
             self._over.cancel()
+
+    def wake(self) -> None:
+        """There is something to compute, or credit for it."""
+        self._woken.set()
+
+    async def _pump_when_woken(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            try:
+                await self.pump()
+            except SwarmError as error:
+                self.fail(error)
 
     async def pump(self) -> None:
         """Compute and send while there is work that is paid for."""
@@ -153,9 +215,14 @@ class RingStage:
             await self._control.send(NeedCredit(str(needed)))
 
     async def _compute(self, work: Work) -> None:
-        output = await self._stage.forward(
-            StageInput(position=work.position, ids=work.ids, hidden=work.hidden, count=work.count, sample=work.sample)
+        step = StageInput(
+            position=work.position, ids=work.ids, hidden=work.hidden, count=work.count, sample=work.sample
         )
+        try:
+            output = await self._stage.forward(step)
+        except ProtocolError as error:  # ids outside the vocabulary, activations that are no numbers
+            error.peer_id = error.peer_id or self.core.source(work)
+            raise
         draw = output.draw
         drawn = Drawn(draw.token, draw.logprob, draw.top) if draw is not None else None
         for action in self.core.complete(work, output.hidden, drawn):

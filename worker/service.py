@@ -8,13 +8,22 @@ from dataclasses import dataclass
 
 import trio
 
-from swarm.errors import BusyError, PaymentError, ProtocolError, UnavailableError, UnknownModelError, VerificationError
+from swarm.errors import (
+    BusyError,
+    PaymentError,
+    ProtocolError,
+    RemoteError,
+    UnavailableError,
+    UnknownModelError,
+    UsageError,
+    VerificationError,
+)
 from swarm.identity import Identity
 from swarm.ids import ContentHash, ManifestId, PeerId, SessionId
 from swarm.ledger import Ledger
 from swarm.links import Links
 from swarm.manifest import Manifest, SignedManifest
-from swarm.messages import GetObject, GetQuote, OpenLink, OpenSession, QuoteReply, SessionOpened, unpack_ids
+from swarm.messages import GetObject, GetQuote, OpenLink, OpenSession, QuoteReply, unpack_ids
 from swarm.objects import send_object
 from swarm.peer import Peer, Stream
 from swarm.protocol import Received
@@ -87,7 +96,11 @@ class Service:
             case OpenLink(session_id, _):
                 await self._attach(peer, stream, session_id)
             case OpenSession() as opening:
-                await self._open(peer, stream, opening, request.raw)
+                try:
+                    await self._open(peer, stream, opening, request.raw)
+                except (RemoteError, PaymentError, UsageError) as error:
+                    error.peer_id = error.peer_id or peer.peer_id  # what nobody else is blamed for, the client sent
+                    raise
             case GetQuote(manifest_id):
                 quote = self.quote(manifest_id)
                 await stream.send(QuoteReply(quote.record, quote.signature), fin=True)
@@ -139,13 +152,12 @@ class Service:
         if self.links is None:
             raise UnavailableError("this worker is still starting")
         quote = self._check(peer, opening)
+        prompt_ids = _prompt_ids(opening, raw)
+        account = await self._account(opening, quote)
         if opening.session_id in self._sessions:
             raise ProtocolError("this session is already open here")
         if len(self._sessions) >= MAX_SESSIONS:
             raise BusyError(f"{MAX_SESSIONS} sessions are open", retry_after=BUSY_RETRY)
-        account = await self._account(opening, quote)
-        stage_ref = opening.chain[opening.index]
-        is_last = opening.index == len(opening.chain) - 1
         core = StageSession(
             opening,
             client=peer.peer_id,
@@ -155,22 +167,32 @@ class Service:
             now_ms=time.time_ns() // 1_000_000,
         )
         try:
-            stage = self._engine.open_stage(
-                stage_ref.start,
-                stage_ref.stop,
-                core.max_positions,
-                opening.sampling if is_last else None,
-                unpack_ids(raw) if is_last else (),
-            )
-        except BaseException:
-            core.close(0, now_ms=0)
-            raise
-        session = RingStage(core, stage, stream, self.links)
-        self._sessions[opening.session_id] = session
+            await self._serve(core, prompt_ids, stream, quote, self.links)
+        finally:
+            if not core.closed:
+                core.close(0, now_ms=0)
+            self._wake(account)  # what this call did not use is there for others
+
+    async def _serve(
+        self, core: StageSession, prompt_ids: tuple[int, ...], stream: Stream, quote: SignedQuote, links: Links
+    ) -> None:
+        """One session, from its reservation to its receipt."""
+        opening, account = core.opening, core.account
+        stage = self._engine.open_stage(
+            core.stage.start,
+            core.stage.stop,
+            core.max_positions,
+            opening.sampling if core.is_last else None,
+            prompt_ids,
+        )
 
         async def accept(record: bytes, signature: bytes) -> int:
-            voucher = await self._accept(SignedVoucher(voucher=Voucher.unpack(record), signature=signature), quote)
-            return voucher.promised
+            signed = SignedVoucher(voucher=Voucher.unpack(record), signature=signature)
+            if signed.voucher.channel != account.channel:
+                raise PaymentError("the voucher is for another channel than this session's")
+            promised = (await self._accept(signed, quote)).promised
+            self._wake(account)
+            return promised
 
         async def store(receipt: Receipt, client_signature: bytes | None) -> bytes:
             signature = receipt.sign(self._identity)
@@ -179,21 +201,32 @@ class Service:
             )
             return signature
 
+        session = self._sessions[opening.session_id] = RingStage(core, stage, stream, links)
         try:
-            await session.connect()
-            await stream.send(SessionOpened(core.max_positions))
             await session.serve(accept, store)
         finally:
             stage.close()
-            if not core.closed:
-                core.close(0, now_ms=0)
             del self._sessions[opening.session_id]
+
+    def _wake(self, account: Account) -> None:
+        """The account's credit has risen: every session that it pays may go on, whichever the voucher came from."""
+        for session in self._sessions.values():
+            if session.core.account is account:
+                session.wake()
 
     def _check(self, peer: Peer, opening: OpenSession) -> SignedQuote:
         """Everything about an opening that can be judged at once; returns the quote it stands on."""
         if opening.manifest_id != self._signed.manifest_id:
             raise UnknownModelError(f"this worker serves another model, {self._manifest.name}")
-        quote = SignedQuote.read(opening.quote, opening.quote_signature, sender=self._identity.peer_id, now=time.time())
+        try:
+            me = self._identity.peer_id
+            quote = SignedQuote.read(opening.quote, opening.quote_signature, sender=me, now=time.time())
+        except VerificationError as error:  # it blames this worker, whose quote it should be
+            raise VerificationError(
+                "the quote is not this worker's or holds no longer; ask for a new one", peer_id=peer.peer_id
+            ) from error
+        if quote.quote.manifest_id != opening.manifest_id:
+            raise VerificationError("the quote is for another model; ask for a new one", peer_id=peer.peer_id)
         if opening.index >= len(opening.chain):
             raise ProtocolError("the session names a stage that its chain does not have")
         position = 0
@@ -241,9 +274,8 @@ class Service:
             return account  # the last one again: its unearned rest pays this call
         signed.verify(self._spending_keys[channel])
         if signed.voucher.terms_hash != quote.terms_hash:
-            raise PaymentError("the voucher pays under other terms than this session's quote")
-        if signed.voucher.cumulative > account.cap:
-            account.promise(signed.voucher.cumulative)  # raises, and says what the channel holds
+            raise PaymentError("the voucher pays under other terms than this session's quote; sign one for these")
+        account.check(signed.voucher.cumulative)
         await self._ledger.accept_voucher(signed)
         account.promise(signed.voucher.cumulative)
         return account
@@ -275,3 +307,12 @@ class Service:
         account.cap = state.cap
         self._spending_keys[channel] = state.spending_key
         return account
+
+
+def _prompt_ids(opening: OpenSession, raw: memoryview) -> tuple[int, ...]:
+    """The prompt as the last stage is given it; nothing at the others. Raises `ProtocolError` for anything else."""
+    ids = unpack_ids(raw)
+    wanted = opening.prompt_tokens if opening.index == len(opening.chain) - 1 else 0
+    if len(ids) != wanted:
+        raise ProtocolError(f"the session's opening carries {len(ids)} prompt ids, this stage takes {wanted}")
+    return ids

@@ -6,8 +6,13 @@ A stage computes positions in order. Inputs are steps of the chain's current epo
 the client's `Begin`, then from the last stage, one per trip), activations at every other. They wait in a queue until
 the channel's credit covers them; a stage without credit says so once and goes on at the next voucher.
 
-    input                       position < length    = length     > length       older epoch   newer epoch
-    step of the chain           truncate, compute    compute      culprit error  dropped       culprit error
+    input                  position < expected   = expected    > expected      older epoch   newer epoch
+    step of the chain      truncate, compute     compute       culprit error   dropped       culprit error
+
+The expected position is the one after everything that was computed, is being computed or waits. A rewind goes back to
+the beginning of a step, never into what is being computed or past a token that the client has, and recomputing is free
+of charge, so its positions are bounded by one window in all. A step ends within the prompt and draws nothing, or ends
+it, or carries one position after it, and draws a token.
 
 After computing, a stage that is not the last sends the activations on; the last draws a token after the step marked
 SAMPLE, tells the client, and sends the token to the first stage unless the call is at its end. The call's end is the
@@ -22,7 +27,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from swarm.errors import PaymentError, ProtocolError
+from swarm.errors import PaymentError, ProtocolError, ResourceError
 from swarm.ids import PeerId
 from swarm.merkle import EMPTY_ROOT, ChainedRoot
 from swarm.messages import (
@@ -41,6 +46,7 @@ from swarm.receipts import FREE_CHANNEL, WINDOW_TOKENS, Price, Receipt
 from worker.credit import Account
 
 MAX_WAITING = 1024  # steps that may wait for credit or for the device; a ring has one, a prefill its chunks
+MAX_REWOUND = WINDOW_TOKENS  # positions computed again for nothing: a worker risks one window, whatever the way
 
 Bytes = bytes | memoryview
 
@@ -112,8 +118,11 @@ class StageSession:
         self._row_bytes = row_bytes
         self._queue: deque[Work] = deque()
         self._queued_to = 0
-        self._running = False
+        self._running: Work | None = None
+        self._begun = False
+        self._rewound = 0
         self._told_needed = 0
+        self._told_to = 0
         self._finished = False
         self._inputs = ChainedRoot()
         self._outputs = ChainedRoot()
@@ -133,14 +142,20 @@ class StageSession:
     # ---- in -------------------------------------------------------------------------------------------------------
 
     def begin(self, message: Begin, raw: Bytes) -> None:
-        """The client starts the call at the first stage with the prompt's ids."""
-        ids = unpack_ids(raw)
+        """The client starts the call at the first stage with the prompt's ids. Raises `ProtocolError` naming it."""
+        if self.closed:
+            return
         if not self.is_first:
-            raise ProtocolError("only the first stage of a chain begins")
-        if message.chain_epoch != self.epoch or message.position != 0 or self.length or self._queue:
-            raise ProtocolError("this session has already begun")
-        if len(ids) != self.opening.prompt_tokens:
-            raise ProtocolError(f"the session was opened for {self.opening.prompt_tokens} ids, {len(ids)} came")
+            raise self._blame_client("only the first stage of a chain begins")
+        if self._begun:
+            raise self._blame_client("this session has already begun")
+        if message.chain_epoch != self.epoch or message.position or message.rebuild_until:
+            raise self._blame_client(f"a session begins at position 0 of its epoch, {self.epoch}")
+        wanted = self.opening.prompt_tokens
+        if len(raw) != len(pack_ids([0])) * wanted:
+            raise self._blame_client(f"the session was opened for {wanted} ids, {len(raw)} bytes of them came")
+        self._begun = True
+        ids = unpack_ids(raw)
         for start in range(0, len(ids), PREFILL_CHUNK):
             part = ids[start : start + PREFILL_CHUNK]
             sample = STEP_SAMPLE if start + len(part) == len(ids) else 0
@@ -155,27 +170,48 @@ class StageSession:
             raise self._blame(f"sent a step of chain epoch {step.chain_epoch}, this stage is in {self.epoch}")
         if (step.kind == STEP_TOKENS) != self.is_first:
             raise self._blame("sent activations for token ids or the other way round")
+        self._check_place(step)
+        size = len(pack_ids([0])) if self.is_first else self._row_bytes
+        if len(raw) != step.count * size:
+            raise self._blame(f"sent {len(raw)} bytes for {step.count} positions of {size}")
+        if step.position < self._queued_to:
+            self._rewind(step.position)
         if len(self._queue) >= MAX_WAITING:
             raise self._blame(f"sent more than {MAX_WAITING} steps ahead")
+        self._inputs.append(raw, tokens=step.count)
+        if self.is_first:
+            self._enqueue(step.position, step.count, unpack_ids(raw), None, step.flags)
+        else:
+            self._enqueue(step.position, step.count, None, raw, step.flags)
+
+    def _check_place(self, step: Step) -> None:
+        """Whether a step may come here and now."""
+        prompt, end = self.opening.prompt_tokens, step.position + step.count
         if step.position > self._queued_to:
             raise self._blame(f"sent position {step.position}, this stage is at {self._queued_to}")
-        if step.position < self._queued_to:
-            self._queue = deque(work for work in self._queue if work.position + work.count <= step.position)
-            if self._running:
-                raise self._blame("rewound a position that is being computed")
-        ids, hidden = None, None
-        if self.is_first:
-            ids = unpack_ids(raw)
-            if len(ids) != step.count:
-                raise self._blame(f"sent {len(ids)} ids for {step.count} positions")
-        else:
-            hidden = raw
-            if len(raw) != step.count * self._row_bytes:
-                raise self._blame(f"sent {len(raw)} bytes for {step.count} positions of {self._row_bytes}")
-        if step.position + step.count > self.max_positions:
-            raise self._blame(f"sent position {step.position + step.count - 1} of {self.max_positions} reserved")
-        self._inputs.append(raw, tokens=step.count)
-        self._enqueue(step.position, step.count, ids, hidden, step.flags)
+        if end > self.max_positions:
+            raise self._blame(f"sent position {end - 1} of {self.max_positions} reserved")
+        if self.is_first and step.position < prompt:
+            raise self._blame("sent ids of the prompt, which is the client's")
+        if end > prompt and step.count > 1:
+            raise self._blame(f"sent {step.count} positions at once after the prompt")
+        if step.flags != (STEP_SAMPLE if end >= prompt else 0):
+            raise self._blame(f"sent a step to position {end} with flags {step.flags}, in a prompt of {prompt}")
+        if self._finished or end <= self._told_to:
+            raise self._blame("sent a step for a token that the client has")
+
+    def _rewind(self, position: int) -> None:
+        """Forget what waits from ``position`` on; what was computed is overwritten when its turn comes."""
+        running = self._running
+        if running is not None and position < running.position + running.count:
+            raise self._blame("rewound a position that is being computed")
+        self._rewound += self._queued_to - position
+        if self._rewound > MAX_REWOUND:
+            raise self._blame(f"rewound more than {MAX_REWOUND} positions")
+        while self._queue and self._queue[-1].position >= position:
+            self._queue.pop()
+        if self._queue and self._queue[-1].position + self._queue[-1].count > position:
+            raise self._blame(f"rewound to position {position}, in the middle of a step")
 
     def _enqueue(
         self, position: int, count: int, ids: tuple[int, ...] | None, hidden: Bytes | None, flags: int
@@ -186,48 +222,57 @@ class StageSession:
 
     # ---- compute --------------------------------------------------------------------------------------------------
 
+    @property
+    def computing(self) -> bool:
+        """Whether the device has work of this stage."""
+        return self._running is not None
+
     def next_work(self) -> Work | None:
         """What to compute now, paid for; None when nothing waits, credit is short or something is being computed."""
-        if not self._queue or self._running or self.closed:
+        if not self._queue or self._running is not None or self.closed:
             return None
         work = self._queue[0]
-        if self.account.spend(self.opening.session_id, self._cost(work.position + work.count)):
+        if not self.account.spend(self.opening.session_id, self._cost(work.position + work.count)):
             return None
-        self._running = True
-        return self._queue.popleft()
+        self._running = self._queue.popleft()
+        return work
 
     def credit_needed(self) -> int:
         """The cumulative voucher that the waiting step needs, told once per amount; 0 when none is needed."""
-        if not self._queue or self._running or self.closed:
+        if not self._queue or self._running is not None or self.closed:
             return 0
         work = self._queue[0]
-        missing = self.account.spend(self.opening.session_id, self._cost(work.position + work.count))
-        needed = self.account.required(missing) if missing else 0
+        needed = self.account.required(self.opening.session_id, self._cost(work.position + work.count))
         if needed <= self._told_needed:
             return 0
         self._told_needed = needed
         return needed
 
+    def source(self, work: Work) -> PeerId:
+        """Who answers for what ``work`` was given: the client for the prompt's ids, else upstream."""
+        return self.client if self.is_first and work.position < self.opening.prompt_tokens else self.upstream
+
     def complete(self, work: Work, hidden: bytes | None, drawn: Drawn | None) -> list[Action]:
-        """The device has computed ``work``: what goes out."""
-        self._running = False
-        self.length = work.position + work.count
+        """The device has computed ``work``: what goes out. Raises `ResourceError` when the device gave nothing."""
+        self._running = None
         if self.closed:
             return []
+        self.length = work.position + work.count
         if not self.is_last:
             if hidden is None:
-                raise ProtocolError("a stage before the last gives activations")
+                raise ResourceError("the engine gave no activations; restart the worker")
             step = Step(self.epoch, work.position, work.count, STEP_HIDDEN, work.flags)
             self._outputs.append(hidden, tokens=work.count)
             return [Forward(step, hidden)]
-        if not work.sample or self._finished:
+        if not work.sample:
             return []
         if drawn is None:
-            raise ProtocolError("the last stage draws a token")
+            raise ResourceError("the engine drew no token; restart the worker")
         return self._emit(drawn)
 
     def _emit(self, drawn: Drawn) -> list[Action]:
         position, raw = self.length, pack_ids([drawn.token])
+        self._told_to = position
         self._outputs.append(raw, tokens=1)
         finish = ""
         if drawn.token in self.opening.stop_ids:
@@ -299,3 +344,6 @@ class StageSession:
 
     def _blame(self, what: str) -> ProtocolError:
         return ProtocolError(f"peer {self.upstream.short} {what}", peer_id=self.upstream)
+
+    def _blame_client(self, what: str) -> ProtocolError:
+        return ProtocolError(what, peer_id=self.client)
