@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from client.budget import StageCost
 from client.route import Leg
 from swarm.errors import VerificationError
 from swarm.ids import PeerId
-from swarm.merkle import ChainedRoot
-from swarm.messages import PREFILL_CHUNK, pack_ids
-from swarm.receipts import WINDOW_TOKENS, Receipt
+from swarm.merkle import EMPTY_ROOT, ChainedRoot
+from swarm.messages import PREFILL_CHUNK, OpenSession, pack_ids
+from swarm.receipts import WINDOW_TOKENS, Price, Receipt
+from swarm.records import CLOCK_TOLERANCE
 
 
 def stage_costs(legs: Sequence[Leg], *, prompt_tokens: int, max_tokens: int) -> list[StageCost]:
@@ -41,19 +43,62 @@ def affordable_tokens(costs: Sequence[StageCost], max_tokens: int, max_spend: in
     return low
 
 
-def check_receipt(
-    receipt: Receipt, *, expected: Mapping[str, object], prompt_tokens: int, accepted: int, received: int
-) -> None:
-    """Raise `VerificationError` naming the first field of a stage's receipt that is not what it should be.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """What a stage's receipt must say, and the most that it may."""
 
-    ``accepted`` of the ``received`` tokens were accepted; what came after is not billed, within the window that a
-    worker may have run ahead.
+    fields: Mapping[str, object]
+    """Fields of the receipt that are known exactly."""
+    cost: StageCost
+    tokens: int
+    """Output tokens that may be billed: those accepted, or what the worker may have run ahead."""
+    began_ms: int
+    """Unix milliseconds on this machine's clock."""
+    now_ms: int
+
+
+def known_fields(opening: OpenSession, *, client: PeerId, price: Price) -> dict[str, object]:
+    """What the receipt of the stage that ``opening`` opened must say."""
+    stage = opening.chain[opening.index]
+    return {
+        "manifest_id": opening.manifest_id,
+        "client": client,
+        "worker": stage.peer_id,
+        "session_id": opening.session_id,
+        "call_id": opening.call_id,
+        "chain_epoch": opening.chain_epoch,
+        "start": stage.start,
+        "stop": stage.stop,
+        "request_hash": opening.request_hash,
+        "fingerprint_root": EMPTY_ROOT,
+        "price": price,
+        "rebuilt_tokens": 0,
+    }
+
+
+def billable(*, accepted: int, received: int) -> int:
+    """Tokens that a stage may bill when ``accepted`` of ``received`` were accepted.
+
+    A stage has computed one more than came back at most; of those past the accepted ones, one window is its own risk.
     """
-    wrong = next((name for name, value in expected.items() if getattr(receipt, name) != value), "")
-    if not wrong and receipt.input_tokens > prompt_tokens:
+    return max(accepted, received + 1 - WINDOW_TOKENS, 1)
+
+
+def check_receipt(receipt: Receipt, due: Due) -> None:
+    """Raise `VerificationError` naming the first field of a stage's receipt that is not what it should be."""
+    wrong = next((name for name, value in due.fields.items() if getattr(receipt, name) != value), "")
+    cost, tolerance = due.cost, CLOCK_TOLERANCE * 1000
+    if not wrong and not 1 <= receipt.input_tokens <= cost.prompt_tokens:
         wrong = "input_tokens"
-    if not wrong and receipt.output_tokens > max(accepted, received - WINDOW_TOKENS, 1):
+    if not wrong and receipt.output_tokens and receipt.input_tokens != cost.prompt_tokens:
+        wrong = "input_tokens"
+    # Money is compared, not tokens: a price below a unit a token lets a stage run further ahead for the same amount.
+    if not wrong and (receipt.output_tokens > cost.max_tokens or receipt.amount > cost.after(due.tokens)):
         wrong = "output_tokens"
+    if not wrong and not due.began_ms - tolerance <= receipt.started_ms <= receipt.finished_ms:
+        wrong = "started_ms"
+    if not wrong and receipt.finished_ms > due.now_ms + tolerance:
+        wrong = "finished_ms"
     if wrong:
         worker = receipt.worker
         raise VerificationError(f"peer {worker.short}'s receipt has the wrong {wrong}; not signed", peer_id=worker)

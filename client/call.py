@@ -7,7 +7,6 @@ accepted, checks each stage's receipt against what it knows, and signs it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -15,14 +14,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
-import msgspec
 import trio
 
-from client.bill import affordable_tokens, check_receipt, compare_roots, stage_costs
+from client.bill import Due, affordable_tokens, billable, check_receipt, compare_roots, known_fields, stage_costs
 from client.budget import StageCost
+from client.request import CallRequest, CallSummary, StageSummary
 from client.route import Leg
 from client.wallet import Wallet
-from swarm.errors import ClosedError, PaymentError, ProtocolError, SwarmError, UnreachableError
+from swarm.errors import (
+    ClosedError,
+    PaymentError,
+    ProtocolError,
+    RemoteError,
+    SwarmError,
+    UnreachableError,
+    VerificationError,
+)
 from swarm.identity import Identity
 from swarm.ids import CallId, ManifestId, PeerId, SessionId
 from swarm.links import Links
@@ -32,11 +39,11 @@ from swarm.messages import (
     Credit,
     CreditAck,
     Failure,
+    Message,
     NeedCredit,
     OpenSession,
     ReceiptAck,
     ReceiptOffer,
-    Sampling,
     SessionClosed,
     SessionOpened,
     StageRef,
@@ -45,53 +52,13 @@ from swarm.messages import (
 )
 from swarm.nurseries import open_nursery
 from swarm.peer import Stream, error_of
-from swarm.receipts import WINDOW_TOKENS, Receipt, SignedReceipt
+from swarm.receipts import WINDOW_TOKENS, Receipt, SignedReceipt, SignedVoucher
+
+__all__ = ["Call", "CallRequest", "CallStage", "CallSummary", "StageSummary", "open_call"]
 
 OPEN_TIMEOUT = 15.0  # seconds for all stages to be reserved
+TOKEN_TIMEOUT = 300.0  # seconds for the next token; a long prompt on slow devices takes minutes
 CLOSE_TIMEOUT = 10.0  # seconds for the receipts; work that is done is billed with or without them
-
-
-GREEDY = Sampling()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRequest:
-    """What to generate. ``max_spend`` is in base units and stops the call before the payment, not after."""
-
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling = GREEDY
-    stop_ids: tuple[int, ...] = ()
-    max_spend: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSummary:
-    """One stage of a call as the client saw it."""
-
-    peer_id: PeerId
-    host: str
-    port: int
-    start: int
-    stop: int
-    earned: int = 0
-    """Base units, from the receipt; 0 until there is one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallSummary:
-    """A finished call."""
-
-    call_id: CallId
-    prompt_tokens: int
-    output_tokens: int
-    cost: int
-    receipts: tuple[SignedReceipt, ...]
-    stages: tuple[StageSummary, ...]
-    seconds: float
-    """From the start to the last receipt."""
-    first_token_seconds: float | None
-    seconds_to_last_token: float
 
 
 @dataclass(slots=True)
@@ -100,9 +67,19 @@ class CallStage:
 
     leg: Leg
     cost: StageCost
+    opening: OpenSession
     stream: Stream
     closed: trio.Event
     receipt: SignedReceipt | None = None
+    error: SwarmError | None = None
+    """What ended its control stream."""
+    late: bool = False
+    """Whether it had not closed in `CLOSE_TIMEOUT` seconds."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The worker."""
+        return self.leg.candidate.signed.quote.worker
 
 
 class Call:
@@ -141,6 +118,7 @@ class Call:
         self._paid_until = WINDOW_TOKENS
         self._accepted: int | None = None
         self._started = time.monotonic()
+        self._began_ms = time.time_ns() // 1_000_000
         self._first_token: float | None = None
         self._last_token = self._started
         self._renew = trio.Event()
@@ -164,18 +142,22 @@ class Call:
 
     async def __anext__(self) -> Tokens:
         try:
-            return await self._outbox.receive()
+            with trio.move_on_after(TOKEN_TIMEOUT):
+                return await self._outbox.receive()
         except trio.EndOfChannel:
             if self.error is not None:
                 raise self.error from None
             raise StopAsyncIteration from None
+        only = self.stages[0].peer_id if len(self.stages) == 1 else None  # else nobody knows who is silent
+        self._fail(UnreachableError(f"no token in {TOKEN_TIMEOUT:.0f} s; call again", peer_id=only))
+        return await self.__anext__()
 
     # ---- opening --------------------------------------------------------------------------------------------------
 
     async def open(self, nursery: trio.Nursery) -> None:
         """Reserve every stage and begin. The stages' listeners run in ``nursery``."""
         costs = self._costs
-        await self._wallet.prepare(self.legs, costs)
+        await self._wallet.prepare(self.call_id, self.legs, costs)
         opened: dict[int, CallStage] = {}
         failures: list[SwarmError] = []
         with trio.move_on_after(OPEN_TIMEOUT):
@@ -191,7 +173,10 @@ class Call:
                 for index, (leg, cost) in enumerate(zip(self.legs, costs, strict=True)):
                     opening.start_soon(one, index, leg, cost)
         self.stages = [opened[index] for index in sorted(opened)]
+        for stage in self.stages:  # also after a failure: they hear of the close, and are heard
+            nursery.start_soon(self._listen, stage)
         if failures:
+            failures[0].call_id = self.call_id
             raise failures[0]
         late = [leg.candidate.signed.quote.worker for index, leg in enumerate(self.legs) if index not in opened]
         if late:
@@ -200,8 +185,6 @@ class Call:
                 peer_id=late[0],
                 call_id=self.call_id,
             )
-        for stage in self.stages:
-            nursery.start_soon(self._listen, stage)
         nursery.start_soon(self._pay)
         await self.stages[0].stream.send(Begin(0, 0), pack_ids(self.request.prompt_ids), urgent=False)
 
@@ -209,11 +192,9 @@ class Call:
         signed, quote = leg.candidate.signed, leg.candidate.signed.quote
         peer = await self._links.connect(leg.candidate.host, leg.candidate.port, quote.worker)
         stream = peer.open_stream()
-        voucher = record = signature = None
+        voucher: SignedVoucher | None = None
         if cost.after(cost.max_tokens):
             voucher = await self._wallet.voucher(quote, self.call_id, cost.ceiling(0), signed.terms_hash)
-        if voucher is not None:
-            record, signature = voucher.voucher.pack(), voucher.signature
         message = OpenSession(
             session_id=self.session_id,
             call_id=self.call_id,
@@ -226,11 +207,11 @@ class Call:
             chain_epoch=0,
             prompt_tokens=len(self.request.prompt_ids),
             max_tokens=self.request.max_tokens,
-            request_hash=self.request_hash(),
+            request_hash=self.request.hash(self._manifest_id),
             quote=signed.record,
             quote_signature=signed.signature,
-            voucher=record or b"",
-            voucher_signature=signature or b"",
+            voucher=voucher.voucher.pack() if voucher is not None else b"",
+            voucher_signature=voucher.signature if voucher is not None else b"",
             sampling=self.request.sampling,
             stop_ids=self.request.stop_ids,
         )
@@ -238,59 +219,60 @@ class Call:
         try:
             await stream.send(message, pack_ids(self.request.prompt_ids) if is_last else b"")
             await stream.expect(SessionOpened)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, PaymentError):
+                self._wallet.doubt(quote)
             stream.reset("the session was not opened")
             raise
-        return CallStage(leg, cost, stream, trio.Event())
-
-    def request_hash(self) -> bytes:
-        """What was asked, 32 bytes: SHA-256 of the model, the prompt and the settings as they travel."""
-        settings = msgspec.msgpack.encode((self.request.max_tokens, self.request.stop_ids, self.request.sampling))
-        return hashlib.sha256(self._manifest_id + pack_ids(self.request.prompt_ids) + settings).digest()
+        if voucher is not None:
+            self._wallet.acknowledge(quote, voucher.voucher.cumulative)
+        return CallStage(leg, cost, message, stream, trio.Event())
 
     # ---- while it runs --------------------------------------------------------------------------------------------
 
     async def _listen(self, stage: CallStage) -> None:
         """One stage's control stream, until its receipt is exchanged."""
-        sender = stage.leg.candidate.signed.quote.worker
         try:
             while not stage.closed.is_set():
                 received = await stage.stream.receive()
                 if received is None:
-                    raise ClosedError(f"peer {sender.short} ended the session", peer_id=sender)
-                match received.message:
-                    case Tokens() as tokens:
-                        self._take(stage, tokens)
-                    case NeedCredit():
-                        self._renew.set()
-                    case CreditAck():
-                        pass
-                    case ReceiptOffer(record, signature):
-                        await self._sign(stage, record, signature)
-                    case SessionClosed():
-                        return
-                    case Failure() as failure:
-                        raise error_of(failure, sender)
-                    case other:
-                        raise ProtocolError(f"peer {sender.short} sent {type(other).__name__}", peer_id=sender)
+                    raise ClosedError(f"peer {stage.peer_id.short} ended the session", peer_id=stage.peer_id)
+                if isinstance(received.message, SessionClosed) and self._accepted is not None:
+                    return
+                await self._hear(stage, received.message)
         except SwarmError as error:
+            stage.error = error
             self._fail(error)
         finally:
             stage.closed.set()
 
+    async def _hear(self, stage: CallStage, message: Message) -> None:
+        quote, sender = stage.leg.candidate.signed.quote, stage.peer_id
+        match message:
+            case Tokens() as tokens:
+                self._take(stage, tokens)
+            case NeedCredit(cumulative):
+                self._wallet.concede(quote, _amount(cumulative, sender))
+                self._renew.set()
+            case CreditAck(cumulative):
+                self._wallet.acknowledge(quote, _amount(cumulative, sender))
+            case ReceiptOffer(record, signature) if stage.receipt is None:
+                await self._sign(stage, record, signature)
+            case Failure() as failure:
+                raise error_of(failure, sender)
+            case other:
+                raise ProtocolError(f"peer {sender.short} sent {type(other).__name__} out of turn", peer_id=sender)
+
     def _take(self, stage: CallStage, tokens: Tokens) -> None:
-        sender = stage.leg.candidate.signed.quote.worker
-        expected = len(self.request.prompt_ids) + len(self.received)
-        if stage is not self.stages[-1] or tokens.position != expected or self.finish_reason:
-            raise ProtocolError(f"peer {sender.short} sent tokens out of turn", peer_id=sender)
-        if not tokens.ids or len(self.received) + len(tokens.ids) > self.request.max_tokens:
-            raise ProtocolError(f"peer {sender.short} sent {len(tokens.ids)} tokens at once", peer_id=sender)
+        if stage is not self.stages[-1] or self.finish_reason:
+            raise ProtocolError(f"peer {stage.peer_id.short} sent tokens out of turn", peer_id=stage.peer_id)
+        self.request.check_tokens(tokens, len(self.received), stage.peer_id)
         self._last_token = time.monotonic()
         if self._first_token is None:
             self._first_token = self._last_token
         self.received.extend(tokens.ids)
         self.finish_reason = tokens.finish
-        if self._accepted is None:
+        if self._accepted is None and self.error is None:
             self._inbox.send_nowait(tokens)
         if tokens.finish:
             self._inbox.close()
@@ -329,11 +311,15 @@ class Call:
     async def finish(self, tokens: int | None = None) -> CallSummary:
         """Close the call: ``tokens`` were accepted (all that were received when None). Collects the receipts.
 
-        Raises `VerificationError` when the stages' receipts contradict each other or the tokens that came.
+        Raises what ended the call if it failed, and `VerificationError` or `UnreachableError` when a stage gives no
+        receipt or the wrong one, or when the stages' receipts contradict each other or the tokens that came.
         """
         await self._close(len(self.received) if tokens is None else min(tokens, len(self.received)))
         if self.error is not None:
             raise self.error
+        if self.received:
+            for stage in self.stages:
+                self._require_receipt(stage)
         receipts = tuple(stage.receipt for stage in self.stages if stage.receipt is not None)
         if self.finish_reason and len(receipts) == len(self.stages):  # a call cut short leaves stages apart
             compare_roots(self.request.prompt_ids, self.received, [signed.receipt for signed in receipts])
@@ -365,20 +351,45 @@ class Call:
         """Stop the work and the bill, if the call is not finished: what was received counts as accepted."""
         await self._close(len(self.received))
 
+    def _require_receipt(self, stage: CallStage) -> None:
+        """Raise what keeps a stage's receipt from being here: it has computed every token that came."""
+        if stage.receipt is not None:
+            return
+        if isinstance(stage.error, RemoteError):
+            raise stage.error
+        name = f"peer {stage.peer_id.short}"
+        if stage.error is not None or stage.late:
+            raise UnreachableError(f"{name} fell silent before its receipt; call again", peer_id=stage.peer_id)
+        raise VerificationError(f"{name} gave no receipt for its work; call again", peer_id=stage.peer_id)
+
     async def _close(self, tokens: int) -> None:
         """Tell every stage that it is over, wait for the receipts, and free what was not used."""
         if self._accepted is not None:
             return
         self._accepted = tokens
-        with trio.move_on_after(CLOSE_TIMEOUT):
-            async with open_nursery() as nursery:
-                for stage in self.stages:
-                    nursery.start_soon(self._close_stage, stage, tokens)
+        try:
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                async with open_nursery() as nursery:
+                    for stage in self.stages:
+                        nursery.start_soon(self._close_stage, stage, tokens)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._settle()
+
+    async def _settle(self) -> None:
+        """Let go of the streams, and of the money that was kept for the call."""
         receipts = {stage.leg: stage.receipt for stage in self.stages}
         for stage in self.stages:
+            stage.late = not stage.closed.is_set()
             stage.stream.reset()
+        errors: list[SwarmError] = []
         for leg in self.legs:  # a stage that was never opened has promised money too
-            await self._wallet.settle_call(leg.candidate.signed.quote, self.call_id, receipts.get(leg))
+            try:
+                await self._wallet.settle_call(leg.candidate.signed.quote, self.call_id, receipts.get(leg))
+            except SwarmError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def _close_stage(self, stage: CallStage, tokens: int) -> None:
         if stage.closed.is_set():
@@ -390,28 +401,25 @@ class Call:
         await stage.closed.wait()
 
     async def _sign(self, stage: CallStage, record: bytes, signature: bytes) -> None:
-        """Check a stage's receipt against what is known here, and sign it."""
-        sender = stage.leg.candidate.signed.quote.worker
+        """Check a stage's receipt against what is known here, and sign it.
+
+        A stage that fails offers one before the call is closed: it may have run ahead of what has arrived.
+        """
+        sender, closing = stage.peer_id, self._accepted is not None
         receipt = Receipt.unpack(record)
         receipt.verify(sender, signature)
-        check_receipt(
-            receipt,
-            expected={
-                "manifest_id": self._manifest_id,
-                "client": self._identity.peer_id,
-                "worker": sender,
-                "session_id": self.session_id,
-                "call_id": self.call_id,
-                "start": stage.leg.start,
-                "stop": stage.leg.stop,
-                "request_hash": self.request_hash(),
-                "price": stage.cost.price,
-                "rebuilt_tokens": 0,
-            },
-            prompt_tokens=len(self.request.prompt_ids),
-            accepted=self._accepted or 0,
-            received=len(self.received),
+        if closing and stage is not self.stages[-1]:
+            with trio.move_on_after(CLOSE_TIMEOUT / 2):  # whatever else the last one has sent counts as received
+                await self.stages[-1].closed.wait()
+        received = len(self.received)
+        due = Due(
+            fields=known_fields(stage.opening, client=self._identity.peer_id, price=stage.cost.price),
+            cost=stage.cost,
+            tokens=billable(accepted=self._accepted or 0, received=received) if closing else received + WINDOW_TOKENS,
+            began_ms=self._began_ms,
+            now_ms=time.time_ns() // 1_000_000,
         )
+        check_receipt(receipt, due)
         self._wallet.check(receipt, stage.leg.candidate.signed.quote)
         client_signature = receipt.sign(self._identity)
         stage.receipt = SignedReceipt(receipt=receipt, worker_signature=signature, client_signature=client_signature)
@@ -429,3 +437,10 @@ async def open_call(call: Call) -> AsyncIterator[Call]:
             with trio.CancelScope(shield=True):
                 await call.cancel()
             nursery.cancel_scope.cancel()
+
+
+def _amount(digits: str, sender: PeerId) -> int:
+    """An amount as a stage tells it. Raises `ProtocolError`."""
+    if not (digits.isascii() and digits.isdigit()):
+        raise ProtocolError(f"peer {sender.short} sent an amount that is no number", peer_id=sender)
+    return int(digits)

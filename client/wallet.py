@@ -27,28 +27,34 @@ class Wallet:
         self._settlement = settlement
         self._allocation = allocation
         self._budgets: dict[Address, ChannelBudget] = {}
+        self._doubted: set[Address] = set()  # channels that a worker sees otherwise: read again before the next call
         self._opening = trio.Lock()
         self.transactions: list[tuple[str, Transaction]] = []
         """What it has sent to the chain, by kind."""
 
-    async def prepare(self, legs: Sequence[Leg], costs: Sequence[StageCost]) -> None:
-        """Have a channel with enough allocated to every worker of a chain, opening what is missing in one transaction.
+    async def prepare(self, call: CallId, legs: Sequence[Leg], costs: Sequence[StageCost]) -> None:
+        """Keep room for a whole call in the channel to every worker of its chain, until `settle_call`.
 
-        Raises `PaymentError` when the free balance does not cover it.
+        What is missing is allocated in one transaction. Raises `PaymentError` when the free balance does not cover it,
+        or naming the worker that cannot be paid.
         """
+        priced = [(leg.candidate.signed.quote, cost.whole) for leg, cost in zip(legs, costs, strict=True) if cost.whole]
         async with self._opening:
-            missing: dict[Address, int] = {}
-            for leg, cost in zip(legs, costs, strict=True):
-                quote = leg.candidate.signed.quote
-                if not cost.after(cost.max_tokens):
-                    continue
-                needed = await self._missing(quote, cost.after(cost.max_tokens))
-                if needed:
-                    missing[quote.account] = needed
+            caps: dict[Address, int] = {}
+            for quote, cost in priced:
+                if quote.account in caps:
+                    raise PaymentError(
+                        f"peer {quote.worker.short} is paid to the same account as another stage; call it alone",
+                        peer_id=quote.worker,
+                    )
+                caps[quote.account] = await self._wanted(quote, cost)
+            missing = {account: cap for account, cap in caps.items() if cap}
             if missing:
                 await self._allocate(missing)
+            for quote, cost in priced:
+                self._budgets[quote.account].reserve(call, cost)
 
-    async def _missing(self, quote: Quote, cost: int) -> int:
+    async def _wanted(self, quote: Quote, cost: int) -> int:
         """The cap that the channel to this worker needs, 0 when it is enough already."""
         settlement = self._settlement
         if settlement is None:
@@ -56,16 +62,34 @@ class Wallet:
         if (quote.chain_id, quote.contract) != (settlement.chain_id, settlement.contract):
             raise PaymentError(
                 f"peer {quote.worker.short} is paid on chain {quote.chain_id}, contract {quote.contract}; "
-                "name that one with --chain and --contract"
+                "name that one with --chain and --contract",
+                peer_id=quote.worker,
             )
         budget = self._budgets.get(quote.account)
+        if budget is None or (quote.account in self._doubted and not budget.reserved):
+            budget = await self._read(quote)
         if budget is None:
-            state = await trio.to_thread.run_sync(settlement.channel, settlement.account, quote.account)
-            if state is None or state.closing_at is not None:
-                return max(self._allocation, cost)
-            budget = self._budgets[quote.account] = self._resume(state)
-        needed = budget.earned + sum(budget.open.values()) + cost
-        return budget.cap + max(self._allocation, needed - budget.cap) if needed > budget.cap else 0
+            return max(self._allocation, cost)
+        shortage = budget.shortage(cost)
+        return budget.cap + max(self._allocation, shortage) if shortage else 0
+
+    async def _read(self, quote: Quote) -> ChannelBudget | None:
+        """The budget of the channel as the chain has it now; None when there is none."""
+        settlement = self._settlement
+        if settlement is None:
+            raise PaymentError("there is no chain to read the channel from")
+        self._doubted.discard(quote.account)
+        self._budgets.pop(quote.account, None)
+        state = await trio.to_thread.run_sync(settlement.channel, settlement.account, quote.account)
+        if state is None:
+            return None
+        if state.closing_at is not None:
+            raise PaymentError(
+                f"the channel to peer {quote.worker.short} is being closed; finalise that before calling it again",
+                peer_id=quote.worker,
+            )
+        budget = self._budgets[quote.account] = self._resume(state)
+        return budget
 
     async def _allocate(self, caps: dict[Address, int]) -> None:
         settlement = self._settlement
@@ -109,13 +133,15 @@ class Wallet:
             worker=state.worker,
             epoch=state.epoch,
         )
-        issued = self._ledger.issued(channel)
+        issued, earned = self._ledger.issued(channel), self._ledger.earned(channel)
+        promised = issued.voucher.cumulative if issued is not None else 0
         return ChannelBudget(
             channel=channel,
             cap=state.cap,
-            issued=issued.voucher.cumulative if issued is not None else 0,
+            issued=promised,
             nonce=issued.voucher.nonce if issued is not None else 0,
-            earned=self._ledger.earned(channel),
+            earned=earned,
+            doubtful=max(0, promised - earned),
             receipts_root=self._ledger.receipts_root(channel),
         )
 
@@ -136,27 +162,52 @@ class Wallet:
         await self._ledger.issue_voucher(signed)
         return signed
 
+    def acknowledge(self, quote: Quote, cumulative: int) -> None:
+        """The worker says that it has a voucher of ``cumulative``."""
+        if (budget := self._budgets.get(quote.account)) is not None:
+            budget.acknowledge(cumulative)
+
+    def concede(self, quote: Quote, cumulative: int) -> None:
+        """The worker says that it stopped for want of a voucher of ``cumulative``: see `ChannelBudget.concede`."""
+        if (budget := self._budgets.get(quote.account)) is not None:
+            budget.concede(cumulative)
+
+    def doubt(self, quote: Quote) -> None:
+        """The worker refused to be paid on this channel: it is read from the chain again before the next call."""
+        self._doubted.add(quote.account)
+
     async def settle_call(self, quote: Quote, call: CallId, receipt: SignedReceipt | None) -> None:
         """A call at this worker is over. Its receipt, if there is one, is stored and frees what was not used."""
-        budget = self._budgets.get(quote.account)
-        if receipt is not None:
-            channel = budget.channel if budget is not None and receipt.receipt.channel_epoch else FREE_CHANNEL
-            await self._ledger.record_receipt(
-                channel,
-                receipt.receipt,
-                worker_signature=receipt.worker_signature,
-                client_signature=receipt.client_signature,
-            )
+        budget = self._budgets.get(quote.account) if _is_priced(quote) else None
         if budget is not None:
-            budget.close(call, receipt.receipt.amount if receipt is not None else 0)
-            budget.receipts_root = self._ledger.receipts_root(budget.channel)
+            budget.close(call, receipt.receipt if receipt is not None else None)
+        if receipt is None:
+            return
+        channel = budget.channel if budget is not None else FREE_CHANNEL
+        await self._ledger.record_receipt(
+            channel,
+            receipt.receipt,
+            worker_signature=receipt.worker_signature,
+            client_signature=receipt.client_signature,
+        )
+        if budget is not None:
+            budget.receipts_root = self._ledger.receipts_root(channel)
 
     def check(self, receipt: Receipt, quote: Quote) -> None:
-        """Raise `VerificationError` for a receipt of another channel, or one that counts more than was promised."""
-        budget = self._budgets.get(quote.account) if receipt.amount else None
+        """Raise `VerificationError` for a receipt of another channel, or one that counts more than there can be."""
+        budget = self._budgets.get(quote.account) if _is_priced(quote) else None
         expected = budget.channel if budget is not None else FREE_CHANNEL
         named = (receipt.client_account, receipt.worker_account, receipt.channel_epoch)
-        if named != (expected.client, expected.worker, expected.epoch):
-            raise VerificationError("a receipt names another channel", peer_id=quote.worker)
-        if receipt.cumulative > (budget.issued if budget is not None else 0):
-            raise VerificationError("a receipt counts more than was promised", peer_id=quote.worker)
+        most = budget.most_earned(receipt.call_id, receipt.amount) if budget is not None else 0
+        wrong = "channel" if named != (expected.client, expected.worker, expected.epoch) else ""
+        if not wrong and receipt.cumulative > most:
+            wrong = "cumulative"
+        if wrong:
+            raise VerificationError(
+                f"peer {quote.worker.short}'s receipt has the wrong {wrong}; not signed", peer_id=quote.worker
+            )
+
+
+def _is_priced(quote: Quote) -> bool:
+    """Whether calls at this worker are paid; the same question as the worker asks."""
+    return bool(quote.price.per_1k_input or quote.price.per_1k_output)
