@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from dht.fields import Dictionary, read_bytes, read_count, read_flag, read_optional_count, read_target
 from dht.keys import Target
+from dht.roster_queries import CapGet, CapPut
 from swarm.codec import Value
 from swarm.errors import ProtocolError
 
@@ -207,10 +208,13 @@ class UnknownQuery:
         return {} if self.target is None else {b"target": self.target} | _want(self.want)
 
 
-Query: TypeAlias = Ping | FindNode | GetPeers | AnnouncePeer | Get | Put | SampleInfohashes | UnknownQuery
+Query: TypeAlias = (
+    Ping | FindNode | GetPeers | AnnouncePeer | Get | Put | SampleInfohashes | CapGet | CapPut | UnknownQuery
+)
 
 QUERIES: dict[bytes, Callable[[Dictionary], Query]] = {
-    kind.method: kind.read for kind in (Ping, FindNode, GetPeers, AnnouncePeer, Get, Put, SampleInfohashes)
+    kind.method: kind.read
+    for kind in (Ping, FindNode, GetPeers, AnnouncePeer, Get, Put, SampleInfohashes, CapGet, CapPut)
 }
 
 

@@ -10,6 +10,7 @@ from dht.contacts import Contact, Endpoint, pack_contacts, unpack_contacts
 from dht.fields import Dictionary, read_bytes, read_endpoints, read_optional, read_optional_count
 from dht.keys import Target
 from dht.queries import MAX_TOKEN
+from dht.roster_queries import RosterReply
 from swarm.codec import Value
 from swarm.errors import ProtocolError
 
@@ -48,6 +49,7 @@ class Reply:
     seq: int | None = None
     signature: bytes | None = None
     samples: Samples | None = None
+    roster: RosterReply | None = None
 
     def body(self) -> Dictionary:
         filled: Dictionary = {}
@@ -57,6 +59,8 @@ class Reply:
             filled[b"nodes6"] = pack_contacts(self.nodes6)
         if self.peers:
             filled[b"values"] = [peer.pack() for peer in self.peers]
+        if self.roster is not None:
+            filled.update(self.roster.body())
         if self.samples is not None:
             filled[b"samples"] = b"".join(self.samples.info_hashes)
             filled[b"num"], filled[b"interval"] = self.samples.total, self.samples.interval
@@ -83,6 +87,7 @@ class Reply:
             seq=read_optional_count(body, b"seq"),
             signature=read_optional(body, b"sig", exactly=64),
             samples=_read_samples(body) if b"samples" in body else None,
+            roster=RosterReply.read(body),
         )
 
 
