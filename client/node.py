@@ -18,7 +18,7 @@ from dht.directory import Directory
 from dht.node import open_node
 from dht.sources import Sources
 from swarm.config import Home
-from swarm.errors import BusyError, UnreachableError, UsageError
+from swarm.errors import MissingLayersError, PaymentError, SwarmError, UsageError
 from swarm.identity import Identity
 from swarm.ids import Address, ManifestId, PeerId
 from swarm.ledger import Ledger, open_ledger
@@ -130,12 +130,14 @@ class ClientNode:
                 f"{len(request.prompt_ids)} prompt and {request.max_tokens} new tokens are more than the model's "
                 f"context of {model.manifest.context}; shorten the prompt or lower max_tokens"
             )
-        failed: set[PeerId] = set()
-        candidates = await self.candidates(model)
+        usable = {candidate.worker: candidate for candidate in await self.candidates(model)}
+        refused: SwarmError | None = None
         async with AsyncExitStack() as stack:
             for attempt in range(1, ATTEMPTS + 1):
-                usable = [c for c in candidates if c.signed.quote.worker not in failed]
-                legs = plan_chain(usable, model.manifest.layers, most_price=self.config.most_price)
+                try:
+                    legs = plan_chain(tuple(usable.values()), model.manifest.layers, most_price=self.config.most_price)
+                except (MissingLayersError, PaymentError) as error:
+                    raise refused or error from None  # with everybody, there was a chain
                 call = Call(
                     request,
                     legs,
@@ -147,11 +149,11 @@ class ClientNode:
                 try:
                     await stack.enter_async_context(open_call(call))
                     break
-                except (BusyError, UnreachableError) as error:
-                    known = {candidate.signed.quote.worker for candidate in usable}
-                    if attempt == ATTEMPTS or error.peer_id not in known or len(known) == 1:
+                except SwarmError as error:
+                    if attempt == ATTEMPTS or error.peer_id not in usable:
                         raise
-                    failed.add(error.peer_id)
+                    refused = error
+                    del usable[error.peer_id]
             yield call
 
 
