@@ -73,6 +73,11 @@ class Peer:
         """Whether streams can still be opened."""
         return self._core.state is State.OPEN
 
+    @property
+    def streams(self) -> int:
+        """Streams of either side that are not over."""
+        return self._core.streams
+
     def open_stream(self) -> Stream:
         """A new stream to the other side. Raises `ClosedError` when the connection is over."""
         self._raise_if_closed()

@@ -195,6 +195,11 @@ class Connection:
         """Bytes the peer has sent that have not been consumed."""
         return self._held
 
+    @property
+    def streams(self) -> int:
+        """Streams that are not over, what is still to be sent on them included."""
+        return len(self._streams)
+
     def is_full(self, *, urgent: bool) -> bool:
         """Whether senders of this class must wait before they `send`."""
         return self._outbox.is_full(urgent=urgent)
