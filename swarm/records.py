@@ -70,6 +70,8 @@ class Quote:
             raise ProtocolError(f"a quote's port {self.port} is none")
         if max(len(self.device), len(self.device_name), len(self.host)) > MAX_TEXT:
             raise ProtocolError("a quote's device has too long a name")
+        if not (self.device + self.device_name + self.host).isprintable():
+            raise ProtocolError("a quote's texts are for people, and one of them is not printable")
         if not 0 < self.valid_until - self.issued <= QUOTE_SECONDS:
             raise ProtocolError("a quote is valid for too long or not at all")
 
