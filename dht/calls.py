@@ -42,6 +42,11 @@ class RoundTrips:
         if len(self._by_endpoint) > MAX_PEERS_MEASURED:
             self._by_endpoint.popitem(last=False)
 
+    @property
+    def overall(self) -> tuple[float, ...]:
+        """The last ones, whoever answered."""
+        return tuple(self._overall)
+
     def timeout(self, endpoint: Endpoint) -> float:
         """How long to wait for ``endpoint`` before asking again."""
         samples = self._by_endpoint.get(endpoint) or self._overall
@@ -64,6 +69,7 @@ class Call:
     query: Query
     operation: int | None
     timeout: float
+    once: bool = False
     deadline: float = 0.0
     sent: dict[bytes, float] = field(default_factory=dict)  # transaction id -> when it was sent
 
@@ -71,6 +77,11 @@ class Call:
     def attempts(self) -> int:
         """How many times it was sent."""
         return len(self.sent)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether it is to be sent again when its wait is over."""
+        return not self.once and self.attempts < ATTEMPTS
 
 
 class Calls:
@@ -85,9 +96,9 @@ class Calls:
     def __len__(self) -> int:
         return len({id(call) for call in self._by_transaction.values()})
 
-    def open(self, endpoint: Endpoint, query: Query, operation: int | None) -> Call:
-        """A call that was not sent yet."""
-        return Call(endpoint, query, operation, self.round_trips.timeout(endpoint))
+    def open(self, endpoint: Endpoint, query: Query, operation: int | None, *, once: bool = False) -> Call:
+        """A call that was not sent yet; one that is sent ``once`` is not repeated."""
+        return Call(endpoint, query, operation, self.round_trips.timeout(endpoint), once)
 
     def knows(self, transaction: bytes) -> bool:
         """Whether ``transaction`` is in use."""

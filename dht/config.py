@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from dht.contacts import Endpoint
@@ -27,7 +28,12 @@ class DhtConfig:
     """Ask only and answer nothing (BEP 43): for short-lived clients and for nodes that cannot be reached."""
 
     node_id: NodeId | None = None
-    """The node's id; None takes a random one that suits ``host`` (BEP 42)."""
+    """The node's id, never changed. None takes the saved one, or a random one that suits ``host``; it changes if others
+    see this node at an address that it does not suit (BEP 42)."""
+
+    state_path: Path | None = None
+    """The file to keep the node's id and contacts in over restarts; a node that finds one there joins through it.
+    Written every few minutes and at the end; a damaged one is reported and passed over. None keeps nothing."""
 
     external_host: str | None = None
     """The numeric address that others reach this node at, where it is known; None believes what most of them say."""
@@ -48,7 +54,10 @@ class EngineConfig:
     """What one engine is."""
 
     node_id: NodeId
-    """The id it is known by."""
+    """The id it is known by, at first."""
+
+    fixed_id: bool = False
+    """Keep that id whatever address others see (it may then be distrusted, BEP 42)."""
 
     host: str | None = None
     """The numeric address that others reach it at, where that is known; else it believes what they say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from ipaddress import ip_address
 
 from swarm.ids import FixedBytes, InfoHash
@@ -55,13 +56,20 @@ def secure_id(host: str, noise: bytes) -> NodeId:
     return NodeId(head + noise[3:])
 
 
+@lru_cache(maxsize=1 << 15)  # lookups hear of the same nodes again and again
 def is_secure_id(node_id: NodeId, host: str) -> bool:
     """Whether ``host`` may use ``node_id`` by BEP 42. Addresses of local networks may use any."""
-    address = ip_address(host)
-    if address.is_private or address.is_loopback or address.is_link_local:
+    if is_local(host):
         return True
     difference = int.from_bytes(node_id[:4], "big") ^ _address_checksum(host, node_id[-1])
     return difference >> 11 == 0  # the first 21 bits are fixed
+
+
+@lru_cache(maxsize=1 << 14)
+def is_local(host: str) -> bool:
+    """Whether ``host`` is a private, loopback or link-local address: it means something here alone."""
+    address = ip_address(host)
+    return address.is_private or address.is_loopback or address.is_link_local
 
 
 def _address_checksum(host: str, last: int) -> int:

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-import errno
-import random
+import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from pathlib import Path
 
 import trio
 
-from dht.config import DhtConfig, EngineConfig, Randomness
+from dht.config import DhtConfig
 from dht.contacts import Contact, Endpoint
+from dht.driver import Driver
 from dht.engine import Engine
-from dht.items import ImmutableItem, Item, MutableItem, encode_value, mutable_target, sign_item
-from dht.keys import NodeId, Target, info_target, secure_id
-from dht.krpc import MAX_RECEIVED
-from dht.outcomes import ItemFound, Outcome, PeersFound, Stored
+from dht.items import MAX_SALT, ImmutableItem, Item, MutableItem, encode_value, mutable_target, sign_item
+from dht.keys import NodeId, Target, info_target
+from dht.opening import listen, make_engine
+from dht.outcomes import (
+    ItemFound,
+    Outcome,
+    PeersFound,
+    RosterFound,
+    RosterStored,
+    SampledInfohashes,
+    Stored,
+    SwarmSize,
+    Told,
+)
+from dht.publications import Announcement
+from dht.queries import Ping, Query, SampleInfohashes
+from dht.roster import Filter
+from dht.roster_queries import CapPut
+from dht.state import SavedState, load_state, save_state
 from dht.statistics import Statistics
 from swarm.codec import Value
 from swarm.errors import ClosedError, ResourceError, UnavailableError, UnreachableError, UsageError
 from swarm.identity import Identity
+from swarm.ids import PeerId
 
-RECEIVE_BATCH = 64  # datagrams taken per wake-up before other tasks get their turn
-RECEIVE_BUFFER = 1 << 20  # bytes of kernel buffer: a lookup's answers arrive in bursts
-WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not listened on)
+SAVE_EVERY = 300.0  # seconds: what a crash may forget of a table that changes over hours
 
-OutcomeT = TypeVar("OutcomeT", bound=Outcome)
-
-
-class _Waiter:
-    """A caller that waits for its operation."""
-
-    __slots__ = ("done", "outcome")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.outcome: Outcome | None = None
+_log = logging.getLogger("swarm.dht")
 
 
 class Node:
@@ -48,10 +52,10 @@ class Node:
 
     def __init__(self, engine: Engine, sock: socket.socket) -> None:
         self._engine = engine
-        self._socket = sock
-        self._wake = trio.Event()
-        self._waiters: dict[int, _Waiter] = {}
-        self._closed = False
+        self._driver = Driver(engine, sock)
+        self._run = self._driver.run
+        self._family = sock.family
+        self._nursery: trio.Nursery | None = None
         self.address: tuple[str, int] = sock.getsockname()[:2]
 
     @property
@@ -59,9 +63,27 @@ class Node:
         """The id this node is known by."""
         return self._engine.node_id
 
+    @property
+    def external_host(self) -> str | None:
+        """The numeric address that others reach this node at, as configured or as most of them say."""
+        return self._engine.external_host
+
+    def start_soon(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run a task of this node's while it is open; it must not raise."""
+        if self._driver.closed or self._nursery is None:
+            raise ClosedError("this DHT node is closed; open another")
+        self._nursery.start_soon(task)
+
     def statistics(self) -> Statistics:
         """Figures for operators."""
         return self._engine.statistics()
+
+    def save(self, path: Path) -> None:
+        """Write down the node's id and whom it knows. Raises `ResourceError` if the file cannot be written."""
+        contacts = tuple(self._engine.contacts)
+        if not contacts and path.exists():
+            return  # what was known earlier is worth more than nothing
+        save_state(path, SavedState(node_id=self.node_id, contacts=contacts))
 
     async def bootstrap(self, addresses: Iterable[tuple[str, int]]) -> None:
         """Join the network of the nodes at ``addresses`` (numeric or by name), and come back to them when lost.
@@ -71,28 +93,28 @@ class Node:
         addresses = list(addresses)
         if not addresses:
             raise UsageError("bootstrapping takes an address at least; give HOST:PORT of a running node")
-        routers: list[Endpoint] = []
-        unresolved: UnreachableError | None = None
-        for host, port in addresses:
-            try:
-                routers += await self._resolve(host, port)
-            except UnreachableError as error:
-                unresolved = error  # the others may do
-        if not routers and unresolved is not None:
-            raise unresolved
-        outcome = await self._run(lambda now: self._engine.bootstrap(routers, now), Outcome)
-        if outcome.answered == 0:
-            names = ", ".join(f"{host}:{port}" for host, port in addresses)
-            raise UnreachableError(f"no DHT node answered at {names}; check the address or start one")
-        self._engine.add_routers(routers)
+        await self._join(addresses)
 
     async def ping(self, address: tuple[str, int]) -> NodeId:
         """The id of the node at ``address``. Raises `UnreachableError` if none answers."""
-        endpoint = (await self._resolve(*address))[0]
-        outcome = await self._run(lambda now: self._engine.ping(endpoint, now), Outcome)
-        if not outcome.nearest:
-            raise UnreachableError(f"no DHT node answered at {endpoint}; check the address or start one")
-        return outcome.nearest[0].node_id
+        return (await self._ask(address, Ping())).nearest[0].node_id
+
+    async def sample_infohashes(self, address: tuple[str, int], target: bytes | None = None) -> SampledInfohashes:
+        """Some of the info-hashes that the node at ``address`` keeps peers of, and nodes near ``target`` (BEP 51).
+
+        Raises `UnreachableError` if none answers, `UnavailableError` if it does not show any.
+        """
+        towards = Target(self.node_id if target is None else target)
+        told = await self._ask(address, SampleInfohashes(target=towards))
+        if told.reply is None or told.reply.samples is None:
+            raise UnavailableError(f"the DHT node at {address[0]}:{address[1]} shows no info-hashes; ask another")
+        reply, samples = told.reply, told.reply.samples
+        return SampledInfohashes(
+            info_hashes=samples.info_hashes,
+            total=samples.total,
+            interval=samples.interval,
+            contacts=reply.nodes + reply.nodes6,
+        )
 
     async def find_node(self, target: bytes) -> list[Contact]:
         """The reachable nodes nearest to a 20-byte ``target``, nearest first."""
@@ -100,20 +122,33 @@ class Node:
         self._check_heard(outcome)
         return list(outcome.nearest)
 
-    async def get_peers(self, info_hash: bytes) -> list[tuple[str, int]]:
-        """Everybody announced under ``info_hash``: 20 bytes, or a v2 `InfoHash`, which is truncated (BEP 5, 52)."""
+    async def get_peers(self, info_hash: bytes, *, region: bool = False) -> list[tuple[str, int]]:
+        """Everybody announced under ``info_hash``: 20 bytes, or a v2 `InfoHash`, which is truncated (BEP 5, 52).
+
+        With ``region`` not only the nearest nodes are asked: for what was announced with it.
+        """
         target = info_target(info_hash)
-        outcome = await self._run(lambda now: self._engine.get_peers(target, now), PeersFound)
+        outcome = await self._run(lambda now: self._engine.get_peers(target, now, region=region), PeersFound)
         if not outcome.peers:
             self._check_heard(outcome)
         return list(outcome.peers)
 
-    async def announce_peer(self, info_hash: bytes, port: int) -> None:
-        """Announce that this host serves ``info_hash`` at ``port``, now and every 10 to 15 minutes until `withdraw`."""
+    async def scrape(self, info_hash: bytes) -> SwarmSize:
+        """About how many addresses are announced under ``info_hash``, counted without naming them (BEP 33)."""
+        target = info_target(info_hash)
+        outcome = await self._run(lambda now: self._engine.get_peers(target, now, scrape=True), PeersFound)
+        self._check_heard(outcome)
+        return SwarmSize(seeds=round(outcome.seeds), downloaders=round(outcome.downloaders))
+
+    async def announce_peer(self, info_hash: bytes, port: int, *, seed: bool = False, region: bool = False) -> None:
+        """Announce that this host serves ``info_hash`` at ``port``, now and every 10 to 15 minutes.
+
+        As a ``seed`` if it has everything (BEP 33); with ``region`` to every node near the key, not the nearest alone.
+        """
         if not 0 < port < 65536:
             raise UsageError(f"a port is from 1 to 65535, not {port}")
-        target = info_target(info_hash)
-        self._check_stored(await self._run(lambda now: self._engine.announce_peer(target, port, now), Stored))
+        announcement = Announcement(target=info_target(info_hash), port=port, seed=seed, region=region)
+        self._check_stored(await self._run(lambda now: self._engine.announce_peer(announcement, now), Stored))
 
     def withdraw_peer(self, info_hash: bytes) -> None:
         """Announce no more under ``info_hash``; what others know of it expires within half an hour."""
@@ -131,12 +166,20 @@ class Node:
         return item.value if isinstance(item, ImmutableItem) else None
 
     async def put_mutable(
-        self, identity: Identity, value: Value, salt: bytes = b"", seq: int | None = None, cas: int | None = None
+        self,
+        identity: Identity,
+        value: Value,
+        salt: bytes = b"",
+        seq: int | None = None,
+        cas: int | None = None,
+        *,
+        region: bool = False,
     ) -> MutableItem:
         """Store ``value`` under the key and ``salt``, now and every hour (BEP 44); returns the item as stored.
 
         Without ``seq`` it takes the next after the newest found, or keeps that one's if its value is the same. With
         ``cas`` it is stored only over an item of that seq. Raises `ConflictError` if ``seq`` or ``cas`` is out of date.
+        With ``region`` it goes to every node near the key: whoever would censor it must hold them all.
         """
 
         def make_item(current: Item | None) -> Item:
@@ -150,82 +193,82 @@ class Node:
 
         first = sign_item(identity, value, salt=salt, seq=1 if seq is None else seq)  # refuses what is too large
         target = first.target
-        outcome = await self._run(lambda now: self._engine.put(target, make_item, now, salt=salt, cas=cas), Stored)
+        outcome = await self._run(
+            lambda now: self._engine.put(target, make_item, now, salt=salt, cas=cas, region=region), Stored
+        )
         self._check_stored(outcome)
         assert isinstance(outcome.item, MutableItem)  # noqa: S101  (make_item makes no other)
         return outcome.item
 
-    async def get_mutable(self, public_key: bytes, salt: bytes = b"") -> MutableItem | None:
-        """The newest authentic item of ``public_key`` (32 bytes) with ``salt``, or None if nobody has one."""
-        item = await self._get(mutable_target(public_key, salt), salt)
+    async def get_mutable(self, public_key: bytes, salt: bytes = b"", *, region: bool = False) -> MutableItem | None:
+        """The newest authentic item of ``public_key`` (32 bytes) with ``salt``, or None if nobody has one.
+
+        With ``region`` not only the nearest nodes are asked: for what was put with it.
+        """
+        if len(public_key) != PeerId.size:
+            raise UsageError(f"a public key has {PeerId.size} bytes, not {len(public_key)}")
+        if len(salt) > MAX_SALT:
+            raise UsageError(f"a salt has at most {MAX_SALT} bytes, not {len(salt)}; no item has this one")
+        item = await self._get(mutable_target(public_key, salt), salt, region=region)
         return item if isinstance(item, MutableItem) else None
 
-    # The driver -------------------------------------------------------------------------------------------------
+    async def find_entries(self, target: Target, wanted: Filter) -> RosterFound:
+        """Some of the workers in the roster under ``target``; their signatures are not checked yet."""
+        outcome = await self._run(lambda now: self._engine.cap_get(target, wanted, now), RosterFound)
+        if not outcome.entries:
+            self._check_heard(outcome)
+        return outcome
 
-    async def _receive_forever(self) -> None:
-        """Take datagrams from the socket to the engine."""
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            for _ in range(RECEIVE_BATCH):
-                try:
-                    data, addr = self._socket.recvfrom(MAX_RECEIVED + 1)
-                except BlockingIOError:
-                    break
-                except OSError:
-                    continue  # an ICMP report about something sent earlier; its timeout will tell
-                self._engine.receive_datagram(data, addr[:2], trio.current_time())
-            self._flush()
+    async def store_entry(self, query: CapPut) -> RosterStored:
+        """Offer an entry to the storers of its roster, once; its token is filled in."""
+        outcome = await self._run(lambda now: self._engine.cap_put(query, now), RosterStored)
+        self._check_stored(outcome)
+        return outcome
 
-    async def _run_timers(self) -> None:
-        """Wake the engine at its deadlines."""
-        while True:
-            self._wake = trio.Event()
-            with trio.move_on_at(self._engine.next_deadline()):
-                await self._wake.wait()
-            now = trio.current_time()
-            if now >= self._engine.next_deadline():
-                self._engine.handle_timer(now)
-                self._flush()
-
-    def _close(self) -> None:
-        """Wake everybody who waits; they raise `ClosedError`."""
-        self._closed = True
-        for waiter in self._waiters.values():
-            waiter.done.set()
-
-    def _flush(self) -> None:
-        for data, endpoint in self._engine.datagrams_to_send():
+    async def _join(self, addresses: Sequence[tuple[str, int]], remembered: Sequence[Contact] = ()) -> None:
+        """Join through whoever answers first. Silence is an error unless nothing but old contacts was asked."""
+        remembered = [
+            contact for contact in remembered if contact.endpoint.is_ipv6 == (self._family == socket.AF_INET6)
+        ]
+        if not addresses and not remembered:
+            return
+        routers: list[Endpoint] = []
+        unresolved: UnreachableError | None = None
+        for host, port in addresses:
             try:
-                self._socket.sendto(data, endpoint)
-            except OSError:
-                continue  # a full buffer or an impossible address is a lost datagram, which the engine expects
-        for event in self._engine.events():
-            waiter = self._waiters.get(event.operation)
-            if waiter is not None:
-                waiter.outcome = event.outcome
-                waiter.done.set()
-        self._wake.set()
+                routers += await self._resolve(host, port)
+            except UnreachableError as error:
+                unresolved = error  # the others may do
+        if not routers and not remembered and unresolved is not None:
+            raise unresolved
+        outcome = await self._run(lambda now: self._engine.bootstrap(routers, now, remembered), Outcome)
+        if outcome.answered == 0 and addresses:
+            names = ", ".join(f"{host}:{port}" for host, port in addresses)
+            raise UnreachableError(f"no DHT node answered at {names}; check the address or start one")
+        if outcome.answered == 0:
+            _log.warning("none of %d remembered DHT nodes answered; this node is alone", len(remembered))
+        self._engine.add_routers(routers)
 
-    async def _run(self, start: Callable[[float], int], kind: type[OutcomeT]) -> OutcomeT:
-        """Start an operation and wait for its outcome."""
-        if self._closed:
-            raise ClosedError("this DHT node is closed; open another")
-        operation = start(trio.current_time())
-        waiter = self._waiters[operation] = _Waiter()
-        try:
-            self._flush()
-            await waiter.done.wait()
-        finally:
-            del self._waiters[operation]
-            if waiter.outcome is None:
-                self._engine.abandon(operation)
-        if waiter.outcome is None:
-            raise ClosedError("this DHT node was closed before the network had answered; open another")
-        assert isinstance(waiter.outcome, kind)  # noqa: S101  (each operation has one kind of outcome)
-        return waiter.outcome
+    async def _save_forever(self, path: Path) -> None:
+        """Save the state every few minutes; what the disk does not take is tried again."""
+        while True:
+            await trio.sleep(SAVE_EVERY)
+            try:
+                self.save(path)
+            except ResourceError as error:
+                _log.warning("%s", error.message)
 
-    async def _get(self, target: Target, salt: bytes) -> Item | None:
-        outcome = await self._run(lambda now: self._engine.get(target, now, salt=salt), ItemFound)
+    async def _ask(self, address: tuple[str, int], query: Query) -> Told:
+        endpoint = (await self._resolve(*address))[0]
+        told = await self._run(lambda now: self._engine.ask(endpoint, query, now), Told)
+        if not told.answered:
+            raise UnreachableError(f"no DHT node answered at {endpoint}; check the address or start one")
+        if not told.nearest:
+            raise UnavailableError(f"the DHT node at {endpoint} refused {query.method.decode()}; ask another")
+        return told
+
+    async def _get(self, target: Target, salt: bytes, *, region: bool = False) -> Item | None:
+        outcome = await self._run(lambda now: self._engine.get(target, now, salt=salt, region=region), ItemFound)
         if outcome.item is None:
             self._check_heard(outcome)
         return outcome.item
@@ -244,7 +287,7 @@ class Node:
             raise UnavailableError(f"none of {outcome.answered} DHT nodes would store it; try again later")
 
     async def _resolve(self, host: str, port: int) -> list[Endpoint]:
-        family = self._socket.family
+        family = self._family
         try:
             found = await trio.socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
         except (OSError, UnicodeError) as error:
@@ -254,23 +297,29 @@ class Node:
 
 @asynccontextmanager
 async def open_node(config: DhtConfig | None = None) -> AsyncIterator[Node]:
-    """Run a node while the block lasts, joined through ``config.bootstrap`` where that is given.
+    """Run a node while the block lasts, joined through ``config.bootstrap`` and whom it remembers.
 
-    Raises `ResourceError` if it cannot listen, `UnreachableError` if no bootstrap node answers.
+    Raises `ResourceError` if it cannot listen or keep its state, `UnreachableError` if no bootstrap node answers.
     """
     config = config or DhtConfig()
-    with _listen(config) as sock:
-        node = Node(_make_engine(config), sock)
+    saved = None if config.state_path is None else load_state(config.state_path)
+    with listen(config) as sock:
+        node = Node(make_engine(config, saved, trio.current_time()), sock)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(node._receive_forever)
-                nursery.start_soon(node._run_timers)
+                node._nursery = nursery
+                nursery.start_soon(node._driver.receive_forever)
+                nursery.start_soon(node._driver.run_timers)
                 try:
-                    if config.bootstrap:
-                        await node.bootstrap(config.bootstrap)
+                    await node._join(config.bootstrap, () if saved is None else saved.contacts)
+                    if config.state_path is not None:
+                        node.save(config.state_path)
+                        nursery.start_soon(node._save_forever, config.state_path)
                     yield node
+                    if config.state_path is not None:
+                        node.save(config.state_path)
                 finally:
-                    node._close()
+                    node._driver.close()
                     nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The nursery wraps what the block raised; callers are to see it as they raised it.
@@ -278,28 +327,3 @@ async def open_node(config: DhtConfig | None = None) -> AsyncIterator[Node]:
             if len(raised) == 1:
                 raise raised[0] from raised[0].__cause__
             raise
-
-
-def _make_engine(config: DhtConfig) -> Engine:
-    rng: Randomness = random.SystemRandom() if config.seed is None else random.Random(config.seed)  # noqa: S311
-    host = config.external_host or (None if config.host in WILDCARDS else config.host)
-    noise = rng.randbytes(NodeId.size)
-    node_id = config.node_id or (NodeId(noise) if host is None else secure_id(host, noise))
-    settings = EngineConfig(node_id=node_id, host=host, read_only=config.read_only)
-    return Engine(settings, rng, trio.current_time())
-
-
-def _listen(config: DhtConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        sock.bind((config.host, config.port))
-    except OSError as error:
-        sock.close()
-        where = f"{config.host}:{config.port}"
-        if error.errno == errno.EADDRINUSE:
-            raise ResourceError(f"UDP {where} is in use; stop the other program or choose another port") from error
-        raise ResourceError(f"cannot listen on UDP {where}: {error.strerror}; choose another address") from error
-    return sock

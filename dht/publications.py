@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from dht.items import Item
 from dht.keys import Target
+from dht.outcomes import Stored
 from dht.routing import BUCKET_SIZE
 
 ANNOUNCE_EVERY = (600.0, 900.0)  # seconds, drawn between: peers expire after 30 minutes (BEP 5)
@@ -17,17 +18,20 @@ THIN_EVERY = (45.0, 75.0)  # seconds, while fewer than a full set of nodes holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """This node can be reached for ``target`` at ``port``."""
+    """This node can be reached for ``target`` at ``port``. With ``region`` everybody near the target is told."""
 
     target: Target
     port: int
+    seed: bool = False
+    region: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedItem:
-    """An item that this node keeps alive."""
+    """An item that this node keeps alive, at everybody near its target with ``region``."""
 
     item: Item
+    region: bool = False
 
     @property
     def target(self) -> Target:
@@ -38,12 +42,19 @@ class PublishedItem:
 Publication: TypeAlias = Announcement | PublishedItem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Publishing:
     """What a store operation publishes (an item is known only when it is put), and whether it is a repetition."""
 
     publication: Publication | None = None
+    region: bool = False
     again: bool = False
+
+    def published(self, outcome: Stored) -> Publication | None:
+        """What was published, now that the outcome is there; None if nothing was even offered."""
+        if outcome.item is not None:
+            return PublishedItem(item=outcome.item, region=self.region)
+        return self.publication
 
 
 @dataclass(frozen=True, slots=True)

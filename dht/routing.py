@@ -1,8 +1,9 @@
 """The routing table: buckets by shared prefix, replacement caches, and the quality of contacts (BEP 5).
 
-Only contacts that answered us get in, so nobody can fill the table with addresses that are not theirs. The table does
-no I/O: where a decision needs a ping it *returns the contact to ping*, and hears of the outcome through `replied` or
-`failed`.
+Only contacts that answered us get in, so nobody can fill the table with addresses that are not theirs; only with ids
+that fit their addresses (BEP 42), and only a few of one network, so nobody can fill it with many of theirs. The table
+does no I/O: where a decision needs a ping it *returns the contact to ping*, and hears of the outcome through `replied`
+or `failed`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dht.contacts import Contact, Endpoint
-from dht.keys import BITS, NodeId, distance, shared_prefix
+from dht.keys import BITS, NodeId, distance, is_secure_id, shared_prefix
+from dht.prefixes import prefix_of
 
 BUCKET_SIZE = 8  # BEP 5's K
 CACHE_SIZE = 8  # replacements per bucket: as many as can be lost at once
 GOOD_FOR = 900.0  # seconds without a word after which a contact is questionable (BEP 5)
 BAD_AFTER = 2  # failures in a row; each already stands for three datagrams without answer
+MAX_PER_PREFIX_IN_BUCKET = 2  # of one /24 or /48: a bucket needs four owners of networks to be taken over
+MAX_PER_PREFIX = 10  # of one /24 or /48 in the whole table
 FORGET_AFTER = 6  # failures in a row after which a contact goes even without a replacement
 
 
@@ -74,12 +78,14 @@ class RoutingTable:
         bucket = self._bucket(contact.node_id)
         entry = _find(bucket.entries, contact.node_id)
         if entry is None:
-            return self._insert(bucket, Entry(contact, now), now)
+            return self._insert(bucket, Entry(contact, now), now) if self._admits(bucket, contact) else None
         if entry.contact.endpoint == contact.endpoint:
             entry.heard, entry.failures = now, 0
             _move_last(bucket.entries, entry)
             return None
-        if not entry.is_bad:  # another node claims a known id: the first to prove it keeps it while it answers
+        if not entry.is_bad or not self._admits(
+            bucket, contact
+        ):  # another node claims a known id: the first to prove it keeps it while it answers
             return entry.contact if entry.is_questionable(now) else None
         self._remove(bucket, entry)
         return self._insert(bucket, Entry(contact, now), now)
@@ -97,6 +103,8 @@ class RoutingTable:
             return contact  # it was given up, but it speaks
         if entry is not None:
             return entry.contact if entry.is_questionable(now) else None
+        if not self._admits(bucket, contact):
+            return None
         if _find(bucket.cache, contact.node_id) is not None:
             return None  # it has earned its place in the queue
         has_room = len(bucket.entries) < BUCKET_SIZE or any(e.is_bad for e in bucket.entries)
@@ -106,6 +114,7 @@ class RoutingTable:
         """Note that ``endpoint`` left a query unanswered. A cached contact takes the place of a bad one."""
         node_id = self._by_endpoint.get(endpoint)
         if node_id is None:
+            self._forget_spare(endpoint)
             return
         bucket = self._bucket(node_id)
         entry = _find(bucket.entries, node_id)
@@ -127,6 +136,35 @@ class RoutingTable:
         """Contacts that should be pinged because nothing was heard of them for long."""
         return [e.contact for bucket in self._buckets for e in bucket.entries if e.is_questionable(now)]
 
+    def spares(self, now: float) -> list[Contact]:
+        """Replacements that should be pinged so that they are there when they are needed, nearest to us first."""
+        deepest_first = reversed(self._buckets)
+        return [e.contact for bucket in deepest_first for e in bucket.cache if e.is_questionable(now)]
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """How many contacts each bucket holds, from the farthest half of the key space to the deepest in use."""
+        counts = [len(bucket.entries) for bucket in self._buckets]
+        while counts and not counts[-1]:
+            counts.pop()
+        return tuple(counts)
+
+    @property
+    def replacements(self) -> int:
+        """How many contacts wait in the caches."""
+        return sum(len(bucket.cache) for bucket in self._buckets)
+
+    def move_to(self, own_id: NodeId, now: float) -> None:
+        """Go on under another id of ours: contacts take the buckets that follow from it, as far as there is room."""
+        entries = [entry for bucket in self._buckets for entry in bucket.entries + bucket.cache]
+        self.own_id = own_id
+        self._buckets = [Bucket(entries=[], cache=[], changed=now) for _ in range(BITS)]
+        self._by_endpoint.clear()
+        for entry in sorted(entries, key=lambda e: e.heard):
+            bucket = self._bucket(entry.contact.node_id)
+            if entry.contact.node_id != own_id and self._admits(bucket, entry.contact):
+                self._insert(bucket, entry, now)
+
     def stale_buckets(self, now: float) -> list[int]:
         """Prefix lengths, up to the deepest in use, whose bucket did not change for `GOOD_FOR` seconds."""
         used = [length for length, bucket in enumerate(self._buckets) if bucket.entries]
@@ -141,6 +179,23 @@ class RoutingTable:
         random_tail = int.from_bytes(noise, "big") & ((1 << rest) - 1)
         flipped = (own >> rest ^ 1) << rest
         return NodeId((flipped | random_tail).to_bytes(NodeId.size, "big"))
+
+    def _admits(self, bucket: Bucket, contact: Contact) -> bool:
+        """Whether its id fits its address, and its network has not its share of the bucket and of the table yet."""
+        host = contact.endpoint.host
+        if not is_secure_id(contact.node_id, host):
+            return False
+        prefix = prefix_of(host)
+        if prefix is None:
+            return True
+        held = sum(prefix_of(e.contact.endpoint.host) == prefix for e in bucket.entries + bucket.cache)
+        if held >= MAX_PER_PREFIX_IN_BUCKET and _find(bucket.cache, contact.node_id) is None:
+            return False
+        return sum(prefix_of(endpoint.host) == prefix for endpoint in self._by_endpoint) < MAX_PER_PREFIX
+
+    def _forget_spare(self, endpoint: Endpoint) -> None:
+        for bucket in self._buckets:
+            bucket.cache = [entry for entry in bucket.cache if entry.contact.endpoint != endpoint]
 
     def _nearest(self, target: bytes, count: int, *, bad: bool) -> list[Contact]:
         # Our bucket for the target is nearest, then all deeper ones together, then the shallower one by one.
@@ -159,6 +214,9 @@ class RoutingTable:
 
     def _insert(self, bucket: Bucket, entry: Entry, now: float) -> Contact | None:
         bucket.changed = now
+        known = _find(bucket.cache, entry.contact.node_id)
+        if known is not None:
+            bucket.cache.remove(known)
         if len(bucket.entries) < BUCKET_SIZE:
             self._add(bucket, entry)
             return None
@@ -167,9 +225,6 @@ class RoutingTable:
             self._remove(bucket, worst)
             self._add(bucket, entry)
             return None
-        known = _find(bucket.cache, entry.contact.node_id)
-        if known is not None:
-            bucket.cache.remove(known)
         bucket.cache = [*bucket.cache, entry][-CACHE_SIZE:]
         return next((e.contact for e in bucket.entries if e.is_questionable(now)), None)
 

@@ -14,6 +14,7 @@ from dht.items import ImmutableItem, Item, MutableItem, sign_item
 from dht.keys import NodeId, Target, distance
 from dht.krpc import ErrorPacket, QueryPacket, ReplyPacket, parse
 from dht.outcomes import ItemFound, Outcome, PeersFound, Stored
+from dht.publications import Announcement
 from dht.queries import Ping
 from dht.replies import Reply
 from dht.store import ITEM_TTL
@@ -78,7 +79,7 @@ class TestAlone:
         network = Network(1)
         first = network.add()
         target = put_value(network, first, b"v").target
-        network.wait(first, lambda e: e.announce_peer(TARGET, 99, network.now), Stored)
+        network.wait(first, lambda e: e.announce_peer(Announcement(target=TARGET, port=99), network.now), Stored)
         second = network.add(routers=(first,))
         found = get_value(network, second, target)
         assert found is not None
@@ -103,7 +104,7 @@ class TestSmallNetworks:
         network, nodes = make_network(count)
         for node in nodes:
             target = put_value(network, node, str(node).encode()).target
-            network.wait(node, lambda e: e.announce_peer(TARGET, 7000, network.now), Stored)
+            network.wait(node, lambda e: e.announce_peer(Announcement(target=TARGET, port=7000), network.now), Stored)
             for reader in nodes:
                 found = get_value(network, reader, target)
                 assert found is not None
@@ -117,7 +118,7 @@ class TestSmallNetworks:
         first = network.add(ipv6=True)
         others = [network.add(routers=(first,), ipv6=True) for _ in range(3)]
         target = put_value(network, others[0], b"six").target
-        network.wait(others[1], lambda e: e.announce_peer(TARGET, 7000, network.now), Stored)
+        network.wait(others[1], lambda e: e.announce_peer(Announcement(target=TARGET, port=7000), network.now), Stored)
         assert get_value(network, others[2], target) is not None
         peers = network.wait(others[2], lambda e: e.get_peers(TARGET, network.now), PeersFound).peers
         assert peers == (Endpoint(others[1].host, 7000),)
@@ -192,7 +193,7 @@ class TestUpkeep:
     def test_publications_outlive_their_storers_memory(self) -> None:
         network, nodes = make_network(4)
         target = put_value(network, nodes[3], b"v").target
-        network.wait(nodes[3], lambda e: e.announce_peer(TARGET, 7000, network.now), Stored)
+        network.wait(nodes[3], lambda e: e.announce_peer(Announcement(target=TARGET, port=7000), network.now), Stored)
         network.run(ITEM_TTL + 300.0)
         assert get_value(network, nodes[1], target) is not None
         peers = network.wait(nodes[1], lambda e: e.get_peers(TARGET, network.now), PeersFound).peers
@@ -200,7 +201,7 @@ class TestUpkeep:
 
     def test_a_withdrawn_peer_is_forgotten_within_half_an_hour(self) -> None:
         network, nodes = make_network(3)
-        network.wait(nodes[2], lambda e: e.announce_peer(TARGET, 7000, network.now), Stored)
+        network.wait(nodes[2], lambda e: e.announce_peer(Announcement(target=TARGET, port=7000), network.now), Stored)
         network.engines[nodes[2]].withdraw_peer(TARGET)
         network.run(1801.0)
         peers = network.wait(nodes[1], lambda e: e.get_peers(TARGET, network.now), PeersFound).peers
@@ -246,7 +247,7 @@ class TestDatagrams:
 
     def test_a_ping_nobody_answers_is_sent_three_times_and_then_given_up(self) -> None:
         engine = make_engine()
-        number = engine.ping(STRANGER, 0.0)
+        number = engine.ask(STRANGER, Ping(), 0.0)
         times = [0.0]
         while not (events := engine.events()):
             engine.datagrams_to_send()
@@ -258,7 +259,7 @@ class TestDatagrams:
 
     def test_a_late_answer_to_the_first_transmission_counts(self) -> None:
         engine = make_engine()
-        engine.ping(STRANGER, 0.0)
+        engine.ask(STRANGER, Ping(), 0.0)
         ((first, _),) = engine.datagrams_to_send()
         engine.handle_timer(0.5)
         reply = ReplyPacket(transaction=parse(first).transaction, sender=NodeId(b"s" * 20), reply=Reply())
@@ -283,7 +284,7 @@ class TestDatagrams:
 
     def test_an_abandoned_operation_sends_no_more(self) -> None:
         engine = make_engine()
-        number = engine.ping(STRANGER, 0.0)
+        number = engine.ask(STRANGER, Ping(), 0.0)
         engine.datagrams_to_send()
         engine.abandon(number)
         engine.handle_timer(0.5)

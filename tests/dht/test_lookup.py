@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dht.contacts import Contact, Endpoint
 from dht.keys import NodeId, distance
-from dht.lookup import ALPHA, MAX_CANDIDATES, MAX_NODES_PER_ANSWER, WIDTH, Lookup
+from dht.lookup import ALPHA, MAX_CANDIDATES, MAX_CLAIMS, MAX_NODES_PER_ANSWER, WIDTH, Lookup
 
 OWN = NodeId(b"\xff" * 20)
 TARGET = bytes(20)
@@ -94,12 +94,12 @@ def test_a_failed_one_is_replaced_by_the_next() -> None:
     assert lookup.nearest() == nodes(*range(1, WIDTH + 1))
 
 
-def test_neither_we_nor_an_endpoint_twice_nor_an_id_twice() -> None:
+def test_neither_we_nor_an_endpoint_twice_nor_an_id_often() -> None:
     first = node(1)
     same_endpoint = Contact(NodeId(b"\1" * 20), first.endpoint)
-    same_id = Contact(first.node_id, Endpoint("10.8.8.8", 8))
-    lookup = Lookup(TARGET, OWN, [first, same_endpoint, same_id, Contact(OWN, Endpoint("10.7.7.7", 7))])
-    assert lookup.next_contacts() == [first]
+    claims = [Contact(first.node_id, Endpoint("10.8.8.8", port)) for port in range(1, 6)]
+    lookup = Lookup(TARGET, OWN, [first, same_endpoint, *claims, Contact(OWN, Endpoint("10.7.7.7", 7))])
+    assert lookup.next_contacts() == [first, *claims[: MAX_CLAIMS - 1]]
 
 
 def test_an_answer_under_another_id_stands_where_that_id_belongs() -> None:
@@ -127,7 +127,7 @@ def test_lying_answers_are_bounded() -> None:
     lookup.next_contacts()
     lookup.answered(node(1000), nodes(*range(2000, 2100)))
     assert len(lookup._candidates) == 1 + MAX_NODES_PER_ANSWER
-    lookup.learn(nodes(*range(3000, 3500)))
+    lookup.learn(nodes(*range(3000, 3600)))
     assert len(lookup._candidates) == MAX_CANDIDATES
     lookup.failed(node(1000).endpoint)
     lookup.failed(Endpoint("10.9.9.9", 9))  # of nobody: nothing happens

@@ -1,21 +1,28 @@
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
+from dht.allowance import Allowance
 from dht.contacts import Contact, Endpoint
 from dht.items import ImmutableItem, sign_item
 from dht.keys import NodeId, Target
 from dht.krpc import ErrorPacket, QueryPacket, ReplyPacket, parse
-from dht.queries import AnnouncePeer, FindNode, Get, GetPeers, Ping, Put, Query, UnknownQuery
+from dht.queries import AnnouncePeer, Family, FindNode, Get, GetPeers, Ping, Put, Query, UnknownQuery
 from dht.replies import Reply
+from dht.roster_store import RosterStore
 from dht.routing import RoutingTable
-from dht.server import MAX_ANSWER, MAX_PEERS_PER_ANSWER, Server
+from dht.samples import Sampler
+from dht.server import MAX_ANSWER, MAX_PEERS_PER_ANSWER, Holdings, Server
 from dht.store import ItemStore, PeerStore
 from dht.tokens import Tokens
 from swarm.codec import encode
 from swarm.identity import Identity
 
 KEY = Identity(b"\x04" * 32)
+RNG = random.Random(1)
 ASKER = Endpoint("10.1.0.1", 4000)
 ASKER6 = Endpoint("2001:db8::9", 4000)
 TARGET = Target(b"t" * 20)
@@ -33,7 +40,11 @@ class World:
         self.peers = PeerStore()
         self.items = ItemStore()
         self.announced: list[Endpoint] = []
-        self.server = Server(self.table, self.peers, self.items, Tokens(b"secret"), lambda _: self.announced)
+        holdings = Holdings(
+            peers=self.peers, items=self.items, rosters=RosterStore(RNG), sampler=Sampler(self.peers, RNG)
+        )
+        self.allowance = Allowance()
+        self.server = Server(self.table, holdings, Tokens(b"secret"), self.allowance, lambda _: self.announced)
 
     def raw(self, query: Query, sender: Endpoint = ASKER) -> bytes:
         packet = QueryPacket(transaction=b"tx", sender=NodeId(b"q" * 20), query=query)
@@ -66,12 +77,21 @@ def test_find_node_names_the_nearest(world: World) -> None:
     assert len(reply.nodes) == 8
 
 
-def test_contacts_of_each_kind_have_a_list_of_their_own(world: World) -> None:
+def test_contacts_of_the_kinds_that_are_wanted_else_of_the_askers_own(world: World) -> None:
     six = Contact(NodeId(b"\x20" * 20), Endpoint("2001:db8::1", 1))
     world.table.replied(six, 0.0)
-    reply = world.ask(FindNode(target=Target(six.node_id)))
-    assert reply.nodes6 == (six,)
-    assert len(reply.nodes) == 7
+    find, both = FindNode(target=Target(six.node_id)), (Family.IPV4, Family.IPV6)
+    cases: list[tuple[Query, Endpoint, tuple[int, int]]] = [
+        (find, ASKER, (8, 0)),
+        (find, ASKER6, (0, 1)),
+        (replace(find, want=(Family.IPV6,)), ASKER, (0, 1)),
+        (replace(find, want=both), ASKER6, (8, 1)),
+        (GetPeers(info_hash=find.target, want=both), ASKER, (8, 1)),
+        (Get(target=find.target, want=both), ASKER, (8, 1)),
+    ]
+    for query, sender, counts in cases:
+        reply = world.ask(query, sender)
+        assert (len(reply.nodes), len(reply.nodes6)) == counts
 
 
 def test_nobody_is_told_of_themselves(world: World) -> None:
