@@ -5,96 +5,31 @@ The session hands it events; it asks the session through `Engine`.
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import trio
 
 from swarm.errors import ClosedError, ResourceError, UsageError, VerificationError
-from swarm.ids import InfoHash
 from swarm.layout import ByteRange, LayoutError
 from swarm.metadata import TorrentMetadata
 from swarm.pieces import FetchPlan, PieceMap
+from swarm.torrent_events import (
+    Added,
+    Checked,
+    Engine,
+    Event,
+    Failed,
+    Flushed,
+    FlushingItself,
+    PieceFinished,
+    PieceRefused,
+    Removed,
+    Stats,
+)
+from swarm.weight_files import Placement, WeightFiles
 
 PROGRESS_PERIOD = 0.25  # seconds between two looks at a transfer: as often as a person can follow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Added:
-    """The session took the torrent; ``problem`` says why not."""
-
-    problem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What is on disk has been checked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PieceFinished:
-    """A piece came and its hash holds."""
-
-    piece: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PieceRefused:
-    """A piece came and its hash does not hold."""
-
-    piece: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlushingItself:
-    """The session will flush without being asked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flushed:
-    """A flush is over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """A file could not be read or written."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removed:
-    """The session let go of the torrent and its files."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """Counters of the transfer. ``pieces`` are all whose hash holds, or None if they were not asked for."""
-
-    checking: bool
-    downloaded_payload: int
-    peers: int
-    rate: int
-    problem: str
-    pieces: tuple[int, ...] | None
-
-
-Event = Added | Checked | PieceFinished | PieceRefused | FlushingItself | Flushed | Failed | Removed | Stats
-
-
-class Engine(Protocol):
-    """What a torrent asks of the session. Nothing here blocks; answers come as events."""
-
-    def flush(self, info_hash: InfoHash) -> None: ...
-    def ask_stats(self, info_hash: InfoHash, *, pieces: bool) -> None: ...
-    def prioritise(self, info_hash: InfoHash, priorities: list[int]) -> None: ...
-    def connect(self, info_hash: InfoHash, host: str, port: int) -> None: ...
-    def pause(self, info_hash: InfoHash) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +48,19 @@ class Progress:
 
 
 class Torrent:
-    """Files of one torrent in one folder. Made by `Torrents.seed` and `Torrents.fetch`."""
+    """One torrent's files. Made by `Torrents.seed` and `Torrents.fetch`."""
 
     def __init__(
-        self, metadata: TorrentMetadata, folder: Path, engine: Engine, tiers: Sequence[Iterable[ByteRange]]
+        self, metadata: TorrentMetadata, placement: Placement, engine: Engine, tiers: Sequence[Iterable[ByteRange]]
     ) -> None:
         self.metadata = metadata
-        self.folder = folder
+        self.placement = placement
         self.info_hash = metadata.info_hash
         self.map = PieceMap(sizes=tuple(file.size for file in metadata.files), piece_length=metadata.piece_length)
         self.plan = FetchPlan(self.map.total, [self._covering(tier) for tier in tiers])
+        self.plan.finished(placement.have or ())
+        self.plan.verified(placement.have or ())
+        self._files = WeightFiles(metadata, placement.paths)
         self._engine = engine
         self._changed = trio.Event()
         self._added: Added | None = None
@@ -133,7 +71,7 @@ class Torrent:
         self._stats = Stats(checking=False, downloaded_payload=0, peers=0, rate=0, problem="", pieces=None)
         self._stats_count = 0
         self._refused = 0
-        self._maps: dict[int, mmap.mmap] = {}
+        self._hashing = 0  # threads that read the files now
 
     def add_peer(self, host: str, port: int) -> None:
         """Connect to a peer that has this torrent; ``host`` is a numeric address."""
@@ -160,7 +98,7 @@ class Torrent:
             await self._changed.wait()
 
     def read(self, file: int, start: int, stop: int) -> memoryview:
-        """Bytes ``[start, stop)`` of file number ``file``: a read-only view of the file itself, no copy.
+        """Bytes ``[start, stop)`` of file number ``file``.
 
         Raises `VerificationError` for bytes that have not been fetched and checked, `ClosedError` after the end.
         """
@@ -169,7 +107,7 @@ class Torrent:
         if self.plan.missing(pieces):
             name = self.metadata.files[file].name
             raise VerificationError(f"bytes {start}..{stop} of {name} are not verified yet; wait for them first")
-        return memoryview(self._mapped(file))[start:stop]
+        return memoryview(self._files.read(file, start, stop))
 
     def progress(self) -> Progress:
         """What is known now. Peers and rate are those of the last `refresh`."""
@@ -233,9 +171,11 @@ class Torrent:
         self.wake()
 
     def close(self) -> None:
-        """Nothing may be read any more; views that were handed out stay valid."""
-        self._closed = True
-        self._maps.clear()
+        """Nothing may be read any more; what was handed out stays valid."""
+        if not self._closed:
+            self._closed = True
+            if not self._hashing:
+                self._files.close()
         self.wake()
 
     async def added(self) -> None:
@@ -243,7 +183,9 @@ class Torrent:
         while self._added is None:
             await self._changed.wait()
         if self._added.problem:
-            raise ResourceError(f"the torrent for {self.folder} could not be added: {self._added.problem}")
+            raise ResourceError(
+                f"the torrent at {self.placement.paths[0].parent} could not be added: {self._added.problem}"
+            )
 
     async def checked(self) -> None:
         """Return once everything that was on disk has been checked and is known."""
@@ -276,7 +218,7 @@ class Torrent:
             self.plan.finished(stats.pieces)
             self._reprioritise()
         if stats.problem and self._failure is None:
-            self._failure = Failed(path=str(self.folder), reason=stats.problem)
+            self._failure = Failed(path=str(self.placement.paths[0].parent), reason=stats.problem)
 
     def _reprioritise(self) -> None:
         """Give the next tiers their turn; most pieces change nothing."""
@@ -285,15 +227,27 @@ class Torrent:
 
     async def _verify(self, pieces: list[int]) -> None:
         """Hash pieces as they are in the files, in a thread: libtorrent answers a flush the disk refused, too."""
-        places = [self.map.place(piece) for piece in pieces]
-        maps = {file: self._mapped(file) for file, _ in places}
-        wrong = await trio.to_thread.run_sync(_first_wrong, self.metadata, places, maps)
+        self._hashing += 1
+        try:
+            wrong = await trio.to_thread.run_sync(self._hash, pieces)
+        finally:
+            self._hashing -= 1
+            if self._closed and not self._hashing:
+                self._files.close()
         self._check_open()
         self._check_failure()
         if wrong is not None:
-            path = self.folder / self.metadata.files[wrong].name
-            raise ResourceError(f"{path} does not hold what was written to it; check the disk, remove it, start again")
+            path = self.placement.paths[self.map.place(wrong)[0]]
+            raise ResourceError(
+                f"{path} does not hold piece {wrong} as it was written; check the disk, remove it, start again"
+            )
         self.plan.verified(pieces)
+
+    def _hash(self, pieces: list[int]) -> int | None:
+        wrong = self._files.first_wrong(pieces)
+        if wrong is None and self.placement.keep is not None:
+            self.placement.keep(pieces)
+        return wrong
 
     def _covering(self, ranges: Iterable[ByteRange]) -> set[int]:
         try:
@@ -301,25 +255,9 @@ class Torrent:
         except LayoutError as error:
             raise UsageError(f"{error}; take ranges from the model's manifest") from error
 
-    def _mapped(self, file: int) -> mmap.mmap:
-        if file not in self._maps:
-            self._maps[file] = self._map_file(file)
-        return self._maps[file]
-
-    def _map_file(self, file: int) -> mmap.mmap:
-        path = self.folder / self.metadata.files[file].name
-        size = self.metadata.files[file].size
-        try:
-            with path.open("rb") as stream:
-                if os.fstat(stream.fileno()).st_size != size:  # a shorter map would end the process on access
-                    raise ResourceError(f"{path} was cut or replaced while in use; remove it and start again")
-                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise ResourceError(f"cannot read {path}: {error.strerror}; check the disk") from error
-
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError(f"the torrent in {self.folder} is closed")
+            raise ClosedError(f"the torrent {self.info_hash.short} is closed")
 
     def _check_failure(self) -> None:
         if self._failure is not None:
@@ -328,13 +266,3 @@ class Torrent:
                 f"cannot use {failure.path}: {failure.reason}; free some space or choose another folder, then start "
                 "again: what is there is kept"
             )
-
-
-def _first_wrong(metadata: TorrentMetadata, places: list[tuple[int, int]], maps: dict[int, mmap.mmap]) -> int | None:
-    """The first file that does not hold one of the pieces at ``places`` (file, piece in it)."""
-    for file, number in places:
-        start = number * metadata.piece_length
-        stop = min(start + metadata.piece_length, metadata.files[file].size)
-        if not metadata.is_piece(file, number, memoryview(maps[file])[start:stop]):
-            return file
-    return None

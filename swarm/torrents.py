@@ -7,11 +7,9 @@ no trackers. Peers come from our own directory through `Torrent.add_peer`. Alert
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ from swarm.ids import InfoHash
 from swarm.layout import ByteRange
 from swarm.metadata import TorrentMetadata
 from swarm.nurseries import open_nursery
-from swarm.torrent import (
+from swarm.torrent import Progress, Torrent
+from swarm.torrent_events import (
     Added,
     Checked,
     Event,
@@ -32,45 +31,18 @@ from swarm.torrent import (
     FlushingItself,
     PieceFinished,
     PieceRefused,
-    Progress,
     Removed,
     Stats,
-    Torrent,
 )
+from swarm.torrent_settings import TorrentConfig, session_settings
+from swarm.weight_files import Placement, stamp_of
 
 __all__ = ["Progress", "Torrent", "TorrentConfig", "Torrents", "open_torrents"]
 
-ALERT_QUEUE = 20_000  # a fast transfer of small pieces fills libtorrent's 2 000 between two turns of the loop
-RECONNECT_TIME = 5  # seconds per failed attempt; libtorrent's 60 outlasts a peer's restart
-TICK = 100  # ms between two turns of the rate limits and connection attempts; at 500 a layer waits for its last piece
-FAST_BUFFER = 4 * 2**20  # bytes; uTP on a fast link is six times slower with the system's default
-
-_ALERTS = lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage
+_ALERTS = (
+    lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage | lt.alert_category.piece_progress
+)
 _CHECKING = (lt.torrent_status.states.checking_files, lt.torrent_status.states.checking_resume_data)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorrentConfig:
-    """Where a session listens and how much it may transfer."""
-
-    host: str = "127.0.0.1"
-    """Numeric address to listen on."""
-    port: int = 0
-    """TCP port; 0 lets the system choose."""
-    upload_rate: int = 0
-    """Bytes per second to all peers, local ones included; 0 is unlimited."""
-    download_rate: int = 0
-    """The same for receiving."""
-    utp: bool = False
-    """Also speak uTP, which yields to other traffic: for home links. On fast links it is many times slower."""
-
-    def __post_init__(self) -> None:
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError as error:
-            raise UsageError(f"{self.host[:80]!r} is not a numeric address to listen on, such as 127.0.0.1") from error
-        if not 0 <= self.port <= 0xFFFF or self.upload_rate < 0 or self.download_rate < 0:
-            raise UsageError("a torrent session needs a port from 0 to 65535 and rates that are not negative")
 
 
 @asynccontextmanager
@@ -104,7 +76,7 @@ class Torrents:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         parameters = lt.session_params()
-        settings: Any = _settings(config)
+        settings: Any = session_settings(config) | {"alert_mask": int(_ALERTS)}
         parameters.settings = settings
         self._session: Any = lt.session(parameters)
         if config.upload_rate or config.download_rate:
@@ -117,16 +89,21 @@ class Torrents:
         """The TCP port it listens on."""
         return self._port
 
-    async def seed(self, raw: bytes, folder: Path) -> Torrent:
+    async def seed(self, raw: bytes, folder: Path, *, unchanged: bool = False) -> Torrent:
         """Serve the files of the torrent ``raw`` from ``folder``, after a full check of every byte.
 
-        Nothing is ever written there. Raises `ResourceError` naming a file that is missing or differs, `ProtocolError`
-        for a torrent that is not one of ours.
+        ``unchanged`` says that they were hashed before and look the same since: they are not checked again. Nothing is
+        ever written there. Raises `ResourceError` naming a file that is missing or differs, `ProtocolError` for a
+        torrent that is not one of ours.
         """
         metadata = TorrentMetadata.decode(raw)
         _check_sizes(metadata, folder)
         everything = [ByteRange(file=number, start=0, stop=file.size) for number, file in enumerate(metadata.files)]
-        torrent = Torrent(metadata, folder, self, [everything])
+        placement = Placement.in_folder(metadata, folder)
+        torrent = Torrent(metadata, placement, self, [everything])
+        if unchanged:
+            placement = Placement.in_folder(metadata, folder, have=torrent.plan.wanted)
+            torrent = Torrent(metadata, placement, self, [everything])
         await self._add(torrent, raw, lt.torrent_flags.upload_mode, [0] * torrent.map.total)
         try:
             if wrong := torrent.plan.unfinished(torrent.plan.wanted):
@@ -137,15 +114,17 @@ class Torrents:
             raise
         return torrent
 
-    async def fetch(self, raw: bytes, folder: Path, tiers: Sequence[Iterable[ByteRange]]) -> Torrent:
-        """Start to fetch the pieces of the torrent ``raw`` that cover ``tiers`` into ``folder``, earlier tiers first.
+    async def fetch(self, raw: bytes, where: Path | Placement, tiers: Sequence[Iterable[ByteRange]]) -> Torrent:
+        """Start to fetch the pieces of the torrent ``raw`` that cover ``tiers``, earlier tiers first.
 
-        Returns once whatever was there already has been checked again; then add peers and wait. Raises
-        `ResourceError` if the folder cannot be used, `ProtocolError` for a torrent that is not one of ours.
+        ``where`` is a folder of its own, or a placement in the store. Returns once whatever was there already has been
+        checked again, where it must be; then add peers and wait. Raises `ResourceError` if the files cannot be
+        written, `ProtocolError` for a torrent that is not one of ours.
         """
         metadata = TorrentMetadata.decode(raw)
-        torrent = Torrent(metadata, folder, self, tiers)
-        _prepare_folder(metadata, folder)
+        placement = where if isinstance(where, Placement) else Placement.in_folder(metadata, where)
+        torrent = Torrent(metadata, placement, self, tiers)
+        _prepare(metadata, placement)
         await self._add(torrent, raw, None, torrent.plan.priorities())
         return torrent
 
@@ -218,8 +197,10 @@ class Torrents:
         if torrent.info_hash in self._torrents:
             raise UsageError(f"the torrent {torrent.info_hash.short} is already open in this session; use that one")
         parameters = lt.load_torrent_buffer(raw)
-        parameters.save_path = str(torrent.folder)
+        parameters.save_path = str(torrent.placement.paths[0].parent)
         parameters.renamed_files = _places(torrent)
+        if torrent.placement.have:
+            parameters.have_pieces = [number in torrent.placement.have for number in range(torrent.map.total)]
         parameters.piece_priorities = priorities
         parameters.flags = lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd
         if flags is not None:
@@ -292,34 +273,6 @@ _EVENTS: tuple[tuple[Any, Any], ...] = (
 )
 
 
-def _settings(config: TorrentConfig) -> dict[str, Any]:
-    """Everything that reaches out by default is off; what is left listens on one address."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    settings: dict[str, Any] = {
-        "listen_interfaces": f"{host}:{config.port}",
-        "listen_system_port_fallback": False,
-        "max_retry_port_bind": 0,  # a port in use is an error, not the next port
-        "enable_dht": False,
-        "enable_lsd": False,
-        "enable_upnp": False,
-        "enable_natpmp": False,
-        "dht_bootstrap_nodes": "",
-        "webtorrent_stun_server": "",
-        "allow_multiple_connections_per_ip": True,  # peers behind one NAT
-        "enable_outgoing_utp": config.utp,
-        "enable_incoming_utp": config.utp,
-        "upload_rate_limit": config.upload_rate,
-        "download_rate_limit": config.download_rate,
-        "min_reconnect_time": RECONNECT_TIME,
-        "tick_interval": TICK,
-        "alert_queue_size": ALERT_QUEUE,
-        "alert_mask": int(_ALERTS | lt.alert_category.piece_progress),
-    }
-    if config.utp:
-        settings |= {"recv_socket_buffer_size": FAST_BUFFER, "send_socket_buffer_size": FAST_BUFFER}
-    return settings
-
-
 def _check_sizes(metadata: TorrentMetadata, folder: Path) -> None:
     for file in metadata.files:
         path = folder / file.name
@@ -327,15 +280,15 @@ def _check_sizes(metadata: TorrentMetadata, folder: Path) -> None:
             raise ResourceError(f"{path} is missing or not {file.size} bytes; publish the folder again")
 
 
-def _prepare_folder(metadata: TorrentMetadata, folder: Path) -> None:
-    """Make the folder, and refuse to write through a link or over what cannot be this torrent's file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot make the folder {folder}: {error.strerror}; choose another") from error
-    for file in metadata.files:
-        path = folder / file.name
-        if path.is_symlink() or (path.exists() and not (path.is_file() and path.stat().st_size <= file.size)):
+def _prepare(metadata: TorrentMetadata, placement: Placement) -> None:
+    """Make the folders, and refuse to write through a link or over what cannot be this torrent's file."""
+    for file, path in zip(metadata.files, placement.paths, strict=True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"cannot make the folder {path.parent}: {error.strerror}; choose another") from error
+        stamp = stamp_of(path)
+        if stamp is not None and stamp.size > file.size:
             raise ResourceError(f"{path} is in the way of a file of {file.size} bytes; remove it")
 
 
@@ -351,8 +304,8 @@ def _places(torrent: Torrent) -> dict[int, str]:
     """libtorrent's file number → absolute path. It counts the padding behind a file as a file of its own."""
     places: dict[int, str] = {}
     number = 0
-    for file in torrent.metadata.files:
-        places[number] = str((torrent.folder / file.name).resolve())
+    for file, path in zip(torrent.metadata.files, torrent.placement.paths, strict=True):
+        places[number] = str(path.resolve())
         number += 1 + (file.size % torrent.metadata.piece_length != 0)
     return places
 

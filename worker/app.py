@@ -20,15 +20,16 @@ from swarm.identity import Identity
 from swarm.ids import Address, ContentHash, ManifestId, PeerId
 from swarm.ledger import open_ledger
 from swarm.links import open_links
-from swarm.manifest import Manifest, SignedManifest, span_bytes, span_tiers
+from swarm.manifest import Manifest, SignedManifest, span_bytes
 from swarm.nurseries import open_nursery
 from swarm.peer import serve_peers
 from swarm.receipts import Price
 from swarm.settlement import Settlement
+from swarm.store import Store
 from swarm.torrent import Torrent
 from swarm.torrents import TorrentConfig, Torrents, open_torrents
 from worker.engine import open_engine
-from worker.fetch import Report, load_span, open_swarming
+from worker.fetch import Loaded, Report, SpanFetch, load_span, open_stored, open_swarming
 from worker.service import Offer, Service
 
 KV_BUDGET = 1 << 30  # bytes for the keys and values of all sessions
@@ -61,6 +62,12 @@ class WorkerConfig:
     threads: int | None = None
     """Threads that torch may use on a CPU; None leaves it to torch."""
     kv_budget_bytes: int = KV_BUDGET
+    disk_quota: int = 0
+    """Bytes that the home's store may take; 0 is whatever the disk has."""
+    upload_rate: int = 0
+    """Bytes of weights per second that it sends to others; 0 is unlimited."""
+    download_rate: int = 0
+    """The same for what it fetches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,17 +102,26 @@ async def run_worker(
     async with (
         open_ledger(home.worker_ledger) as ledger,
         open_node(DhtConfig(host=config.host, bootstrap=config.bootstrap)) as node,
-        open_torrents(TorrentConfig(host=config.host)) as torrents,
+        open_torrents(
+            TorrentConfig(host=config.host, upload_rate=config.upload_rate, download_rate=config.download_rate)
+        ) as torrents,
     ):
         directory = Directory(node)
         report("looking for the model", None)
         signed, objects = await _find(config, directory, identity)
         span = _span(config, signed.manifest)
-        torrent = await _fetch(config, torrents, signed, objects, span)
-        async with open_swarming(directory, torrent, torrents.port, report):
-            loaded = await load_span(signed.manifest, torrent, span, device=config.device, report=report)
-        fetched = (await torrent.refresh()).downloaded_payload
-        async with open_engine(loaded.model, kv_budget_bytes=config.kv_budget_bytes, threads=config.threads) as engine:
+        fetch = SpanFetch(
+            manifest=signed.manifest,
+            raw=objects[signed.manifest.torrent],
+            span=span,
+            store=Store(home.store, quota=config.disk_quota),
+            device=config.device,
+        )
+        async with (
+            _loaded(fetch, directory, torrents, report) as (torrent, loaded),
+            open_engine(loaded.model, kv_budget_bytes=config.kv_budget_bytes, threads=config.threads) as engine,
+        ):
+            fetched = (await torrent.refresh()).downloaded_payload
             report("measuring", None)
             rates = await engine.probe()
             service = Service(
@@ -148,6 +164,17 @@ async def run_worker(
 
 
 @asynccontextmanager
+async def _loaded(
+    fetch: SpanFetch, directory: Directory, torrents: Torrents, report: Report
+) -> AsyncIterator[tuple[Torrent, Loaded]]:
+    """The span on its device, and the torrent that goes on serving it to others until the block is left."""
+    async with open_stored(fetch, torrents) as torrent:
+        async with open_swarming(directory, torrent, torrents.port, report):
+            loaded = await load_span(fetch, torrent, report)
+        yield torrent, loaded
+
+
+@asynccontextmanager
 async def _serving(config: WorkerConfig, identity: Identity, service: Service) -> AsyncIterator[int]:
     """Serve peers and keep the links to neighbours until the block is left; gives the port."""
     async with open_links(identity, service.handle) as links, open_nursery() as nursery:
@@ -177,19 +204,6 @@ def _span(config: WorkerConfig, manifest: Manifest) -> tuple[int, int]:
     if not 0 <= start < stop <= manifest.layers:
         raise UsageError(f"span {start}:{stop} is not within the model's layers 0:{manifest.layers}; choose another")
     return start, stop
-
-
-async def _fetch(
-    config: WorkerConfig,
-    torrents: Torrents,
-    signed: SignedManifest,
-    objects: dict[ContentHash, bytes],
-    span: tuple[int, int],
-) -> Torrent:
-    """The torrent with the span's units on their way, in the order in which they are loaded."""
-    manifest = signed.manifest
-    folder = Home(path=config.home).store / manifest.info_hash.hex()
-    return await torrents.fetch(objects[manifest.torrent], folder, span_tiers(manifest, *span))
 
 
 def _connect_chain(config: WorkerConfig, home: Home) -> Settlement | None:

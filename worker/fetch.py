@@ -9,14 +9,19 @@ from dataclasses import dataclass
 import trio
 
 from dht.directory import Directory
-from swarm.errors import UnavailableError
-from swarm.manifest import Manifest
+from swarm.errors import ResourceError, UnavailableError
+from swarm.lease import Lease
+from swarm.manifest import Manifest, span_tiers
 from swarm.nurseries import open_nursery
+from swarm.pieces import PieceMap
+from swarm.store import Store
 from swarm.torrent import Progress, Torrent
+from swarm.torrents import Torrents
 from worker.config import ModelConfig
 from worker.model import SpanModel
 from worker.source import TorrentSource
 
+LOOK_EVERY = 5.0  # seconds between looks at the files that are served
 FIND_PEERS_EVERY = 5.0  # seconds between looks for more seeders while the span is on its way
 
 Report = Callable[[str, Progress | None], None]
@@ -33,6 +38,46 @@ class Loaded:
     span_after: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanFetch:
+    """Which span of which model goes where."""
+
+    manifest: Manifest
+    raw: bytes
+    """The model's .torrent file."""
+    span: tuple[int, int]
+    store: Store
+    device: str = "cpu"
+    """torch's name of the device."""
+
+
+@asynccontextmanager
+async def open_stored(fetch: SpanFetch, torrents: Torrents) -> AsyncIterator[Torrent]:
+    """The torrent with the span's units on their way into the store, in the order in which they are loaded.
+
+    Nobody removes its files until the block is left. Raises as `Store.lease` does; and `ResourceError` inside the
+    block when a file is changed underneath.
+    """
+    metadata = fetch.manifest.check_torrent(fetch.raw)
+    tiers = span_tiers(fetch.manifest, *fetch.span)
+    sizes = tuple(file.size for file in metadata.files)
+    wanted = PieceMap(sizes=sizes, piece_length=metadata.piece_length).pieces(item for tier in tiers for item in tier)
+    lease = await trio.to_thread.run_sync(fetch.store.lease, metadata, wanted)
+    try:
+        torrent = await torrents.fetch(fetch.raw, lease.placement, tiers)
+        try:
+            async with open_nursery() as nursery:
+                nursery.start_soon(_guard, lease)
+                yield torrent
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await torrents.remove(torrent)
+                await trio.to_thread.run_sync(lease.sync)
+    finally:
+        lease.close()
+
+
 @asynccontextmanager
 async def open_swarming(directory: Directory, torrent: Torrent, port: int, report: Report) -> AsyncIterator[None]:
     """Announce the torrent at ``port``, look for others who share it and report the progress, until the block is left.
@@ -46,14 +91,13 @@ async def open_swarming(directory: Directory, torrent: Torrent, port: int, repor
         nursery.cancel_scope.cancel()
 
 
-async def load_span(
-    manifest: Manifest, torrent: Torrent, span: tuple[int, int], *, device: str, report: Report
-) -> Loaded:
-    """Load layers [start, stop) while they are on their way: each unit as soon as its bytes are verified.
+async def load_span(fetch: SpanFetch, torrent: Torrent, report: Report) -> Loaded:
+    """Load the span's layers while they are on their way: each unit as soon as its bytes are verified.
 
     The torrent must be fetching the span's units as tiers, in this order. ``report`` hears of every unit. Raises as
     `Torrent.wait` and `SpanModel.load` do.
     """
+    manifest, span = fetch.manifest, fetch.span
     started = trio.current_time()
     times: dict[str, float] = {}
 
@@ -72,7 +116,7 @@ async def load_span(
             ModelConfig.parse(manifest.config),
             TorrentSource(manifest, torrent),
             *span,
-            device=device,
+            device=fetch.device,
             wire_dtype="F32" if manifest.wire_dtype == "F32" else "BF16",
             arrive=arrive,
             progress=loaded,
@@ -94,6 +138,16 @@ async def _find_peers(directory: Directory, torrent: Torrent, port: int) -> None
         except UnavailableError:
             pass  # no DHT node answers now; the next round asks again
         await trio.sleep(FIND_PEERS_EVERY)
+
+
+async def _guard(lease: Lease) -> None:
+    while True:
+        if (path := await trio.to_thread.run_sync(lease.changed)) is not None:
+            raise ResourceError(
+                f"{path} was changed by somebody else while it was served; start again: what is wrong in it is fetched "
+                "again, the rest is kept"
+            )
+        await trio.sleep(LOOK_EVERY)
 
 
 async def _watch(torrent: Torrent, report: Report) -> None:

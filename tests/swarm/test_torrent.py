@@ -11,7 +11,8 @@ from swarm.errors import ClosedError, ResourceError, UsageError, VerificationErr
 from swarm.ids import InfoHash
 from swarm.layout import ByteRange
 from swarm.metadata import PieceHasher, TorrentFile, TorrentMetadata
-from swarm.torrent import (
+from swarm.torrent import Torrent
+from swarm.torrent_events import (
     Added,
     Checked,
     Failed,
@@ -21,8 +22,8 @@ from swarm.torrent import (
     PieceRefused,
     Removed,
     Stats,
-    Torrent,
 )
+from swarm.weight_files import Placement
 
 PIECE = 32 * 1024
 DATA = bytes(range(256)) * 500  # four pieces, the last one short
@@ -64,7 +65,8 @@ def make(folder: Path, tiers: list[list[ByteRange]], on_disk: bytes = DATA) -> t
     file = TorrentFile(name="model.safetensors", size=len(DATA), root=root, layer=layer)
     (folder / file.name).write_bytes(on_disk)
     asked = Asked()
-    return Torrent(TorrentMetadata(files=(file,), piece_length=PIECE), folder, asked, tiers), asked
+    metadata = TorrentMetadata(files=(file,), piece_length=PIECE)
+    return Torrent(metadata, Placement.in_folder(metadata, folder), asked, tiers), asked
 
 
 async def test_bytes_are_readable_after_their_flush_and_not_before(tmp_path: Path, nursery: trio.Nursery) -> None:
@@ -104,12 +106,12 @@ async def test_bytes_that_the_disk_lost_are_never_handed_out(tmp_path: Path) -> 
         torrent.read(0, 0, 1)
 
 
-async def test_a_file_cut_while_in_use_is_refused_rather_than_mapped(tmp_path: Path) -> None:
+async def test_a_file_cut_while_in_use_is_named(tmp_path: Path) -> None:
     torrent, _ = make(tmp_path, [ALL], on_disk=DATA[:-1])
     torrent.handle(stats(0, 1, 2, 3))
     torrent.plan.start_flush({0, 1, 2, 3})
     torrent.handle(Flushed())
-    with pytest.raises(ResourceError, match="cut or replaced"):
+    with pytest.raises(ResourceError, match="was cut: it ends before byte 128000"):
         await torrent.wait(ALL)
 
 
