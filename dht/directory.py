@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterable
 
+from dht.adverts import Advertising
+from dht.cards import CARD_SALT, Card
+from dht.heartbeat import Advert
 from dht.keys import Target
 from dht.names import check_name, format_model_reference
 from dht.node import Node
-from swarm.errors import ProtocolError, UnknownModelError
+from dht.roster import ENTRY_TTL, Entry, Filter, Shard, SignedEntry, roster_target
+from swarm.errors import ProtocolError, SwarmError, UnknownModelError
 from swarm.identity import Identity
 from swarm.ids import InfoHash, ManifestId, PeerId
+from swarm.records import CLOCK_TOLERANCE
 
 MODEL_SALT = b"swarm/model/1/"
 RPC_TAG = b"swarm-rpc/1"
+MORE_SHARDS = 4  # looked into where the sample at the top of a split roster has too few that fit
 
 
 def model_salt(name: str) -> bytes:
@@ -26,10 +35,12 @@ def rpc_target(manifest_id: ManifestId) -> Target:
 
 
 class Directory:
-    """Models and their servers, found through a running `Node`."""
+    """Models, the workers that serve them and what these offer, found through a running `Node`."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._adverts: dict[tuple[PeerId, ManifestId], Advertising] = {}
+        self._depths: dict[ManifestId, int] = {}  # of the rosters read so far
 
     async def publish_model(self, publisher: Identity, name: str, manifest_id: ManifestId) -> int:
         """Make ``name`` under the publisher's key mean ``manifest_id``; returns the item's seq.
@@ -68,6 +79,77 @@ class Directory:
         """Where the manifest or spans of its model are served; some of these may be gone already."""
         return await self._node.get_peers(rpc_target(manifest_id))
 
+    # Capacity ---------------------------------------------------------------------------------------------------
+
+    async def advertise(
+        self, identity: Identity, advert: Advert, refresh: Callable[[Advert], Advert] | None = None
+    ) -> None:
+        """Say what a worker offers now, and again every minute until `withdraw`; ``refresh`` brings it up to date.
+
+        The worker is announced by `announce_manifest` as well. Advertising again replaces what was said.
+        """
+        await self.withdraw(identity.peer_id, advert.manifest_id, leaving=False)
+        advertising = Advertising(self._node, identity, advert, refresh)
+        await self.announce_manifest(advert.manifest_id, advert.port)
+        await advertising.beat()
+        self._adverts[identity.peer_id, advert.manifest_id] = advertising
+        self._node.start_soon(advertising.run)
+
+    async def withdraw(self, worker: PeerId, manifest_id: ManifestId, *, leaving: bool = True) -> None:
+        """Say it no more, and take it back where that can be done within seconds; never raises."""
+        advertising = self._adverts.pop((worker, manifest_id), None)
+        if advertising is None:
+            return
+        self.withdraw_manifest(manifest_id)
+        if leaving:
+            await advertising.withdraw()
+        else:
+            advertising.stop()
+
+    async def find_workers(self, manifest_id: ManifestId, wanted: Filter | None = None) -> list[Entry]:
+        """Workers of a model that ``wanted`` admits, at random and at most so many; each has signed its entry.
+
+        Entries are up to three minutes old: some of the workers may be gone, and the live quote is what counts.
+        Raises `UnreachableError` when no node answers.
+        """
+        wanted = wanted or Filter()
+        found: dict[PeerId, Entry] = {}
+        depth = self._depths.get(manifest_id, 0)
+        await self._read_shard(manifest_id, Shard(depth, secrets.randbelow(1 << depth)), wanted, found)
+        depth = self._depths[manifest_id]
+        if len(found) < wanted.how_many and depth:
+            prefixes = secrets.SystemRandom().sample(range(1 << depth), min(MORE_SHARDS, 1 << depth))
+            for prefix in prefixes:
+                await self._read_shard(manifest_id, Shard(depth, prefix), wanted, found)
+                if len(found) >= wanted.how_many:
+                    break
+        return list(found.values())[: wanted.how_many]
+
+    async def _read_shard(
+        self, manifest_id: ManifestId, shard: Shard, wanted: Filter, found: dict[PeerId, Entry]
+    ) -> None:
+        outcome = await self._node.find_entries(roster_target(manifest_id, shard), wanted)
+        for entry in authentic(outcome.entries, manifest_id, time.time()):
+            found.setdefault(entry.worker, entry)
+        # An empty shard where there was one means that the roster has shrunk: begin at its top again.
+        self._depths[manifest_id] = outcome.depth if outcome.count else 0
+
+    async def put_card(self, identity: Identity, card: Card) -> None:
+        """Publish what a worker says of itself at length; kept alive while the node runs."""
+        await self._node.put_mutable(identity, card.value(), salt=CARD_SALT)
+
+    async def find_card(self, worker: PeerId) -> Card | None:
+        """A worker's card, None where nobody keeps one. Raises `ProtocolError` naming a worker that signed nonsense."""
+        item = await self._node.get_mutable(worker, CARD_SALT)
+        if item is None:
+            return None
+        try:
+            return Card.read(item.value)
+        except ProtocolError as error:
+            raise ProtocolError(f"worker {worker.short} signed a card that is none; tell it", peer_id=worker) from error
+
+    # Torrents ---------------------------------------------------------------------------------------------------
+
     async def announce_torrent(self, info_hash: InfoHash, port: int) -> None:
         """Announce that this host seeds the torrent at ``port``, under its truncated v2 info-hash (BEP 52)."""
         await self._node.announce_peer(info_hash, port)
@@ -75,3 +157,16 @@ class Directory:
     async def find_torrent_peers(self, info_hash: InfoHash) -> list[tuple[str, int]]:
         """Who shares the torrent."""
         return await self._node.get_peers(info_hash)
+
+
+def authentic(entries: Iterable[SignedEntry], manifest_id: ManifestId, unix_now: float) -> list[Entry]:
+    """Those that their workers signed for this model and that have not expired, within what clocks may differ."""
+    good = []
+    for signed in entries:
+        try:
+            entry = SignedEntry.read(signed.raw, manifest_id).entry
+        except SwarmError:
+            continue  # a storer passed on what nobody signed
+        if unix_now - CLOCK_TOLERANCE <= entry.expiry <= unix_now + ENTRY_TTL + CLOCK_TOLERANCE:
+            good.append(entry)
+    return good

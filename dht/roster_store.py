@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from dht.config import Randomness
 from dht.contacts import Endpoint
 from dht.errors import RejectedQuery
-from dht.items import STALE_SEQ
+from dht.items import INVALID_SIGNATURE, STALE_SEQ
 from dht.keys import Target
+from dht.krpc import PROTOCOL_ERROR
 from dht.prefixes import prefix_of
 from dht.roster import ENTRY_TTL, Entry, Filter, SignedEntry
 from dht.roster_queries import CapGet, CapPut, RosterReply
+from swarm.errors import ProtocolError, VerificationError
 
 NO_ROOM = 201  # BEP 5's generic error
 
@@ -66,22 +68,28 @@ class RosterStore:
     def put(self, query: CapPut, now: float, *, own: bool = False) -> None:
         """Keep an entry whose writer holds a token. ``own`` is this node's, which needs no ping.
 
-        Raises `RejectedQuery` for a stale seq, another's shard or a quota, `ProtocolError` for no entry at all.
+        Raises `RejectedQuery` for no entry at all, a stale seq, another's shard, a quota or a false signature.
         """
-        signed = SignedEntry.read_unverified(query.entry)
-        entry, target = signed.entry, query.target
+        try:
+            entry = SignedEntry.read_unverified(query.entry).entry
+        except ProtocolError as error:
+            raise RejectedQuery(error.message, krpc_code=PROTOCOL_ERROR) from error
+        target = query.target
         if not query.shard.holds(entry.worker):
             raise RejectedQuery("not this worker's shard", krpc_code=NO_ROOM)
         roster = self._rosters.get(target) or _Roster()
         known = roster.entries.get(entry.worker)
         if known is not None:
-            if known.signed.raw == signed.raw:
+            if known.signed.raw == query.entry:
                 return  # repeated words live no longer
             if entry.seq <= known.signed.entry.seq:
                 raise RejectedQuery(f"seq is not above {known.signed.entry.seq}", krpc_code=STALE_SEQ)
         elif not own:
             self._check_quota(roster, prefix_of(entry.host))
-        signed = SignedEntry.read(query.entry, query.manifest_id)  # last: it costs as much as all else together
+        try:
+            signed = SignedEntry.read(query.entry, query.manifest_id)  # last: it costs as much as all else together
+        except VerificationError as error:
+            raise RejectedQuery(error.message, krpc_code=INVALID_SIGNATURE) from error
         same = known is not None and _endpoint(known.signed.entry) == _endpoint(entry)
         proven = own or (known is not None and known.proven and same)
         self._rosters[target] = roster
