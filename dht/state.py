@@ -12,6 +12,7 @@ without memory joins like a new one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -100,7 +101,8 @@ def save_state(path: Path, state: SavedState) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise ResourceError(f"cannot write the DHT state {path}: {error.strerror}; check the folder") from error
 
 
