@@ -161,8 +161,11 @@ class ClientNode:
 async def open_client(config: ClientConfig) -> AsyncIterator[ClientNode]:
     """Join the swarm as a client; leaves it when the block is left.
 
-    Raises `UnreachableError` when no bootstrap node or chain answers, `ResourceError` for keys and ledger.
+    Raises `UsageError` without an address to join through, `UnreachableError` when no bootstrap node or chain
+    answers, `ResourceError` for keys and ledger.
     """
+    if not config.bootstrap:
+        raise UsageError("no DHT node to join through; give --bootstrap HOST:PORT (a publisher prints its own)")
     home = Home(path=config.home)
     identity = await trio.to_thread.run_sync(Identity.load, home.peer_key)
     spending = await trio.to_thread.run_sync(Identity.load, home.spending_key)

@@ -54,7 +54,7 @@ async def publish_folder(
 
     Raises `ModelFolderError` for a folder that cannot be published, `ResourceError` if ``out`` cannot be written.
     """
-    _check_name(name)
+    check_name(name)
     model = await trio.to_thread.run_sync(open_model_folder, folder)
     torrent = await _make_torrent(model, progress or _quiet)
     try:
@@ -76,7 +76,7 @@ def load_published(out: Path, name: str, folder: Path) -> Published:
 
     Raises `ResourceError` if it is not there or damaged.
     """
-    _check_name(name)
+    check_name(name)
     path = out / MODELS / f"{name}.manifest"
     try:
         signed = SignedManifest.decode(path.read_bytes())
@@ -178,7 +178,8 @@ def _write_whole(path: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise `UsageError` for a text that cannot name a model."""
     if not is_model_name(name):
         raise UsageError(f"{name[:80]!r} cannot name a model; use 1 to 64 of a-z, 0-9, dot, dash and underscore")
 

@@ -78,9 +78,13 @@ def plan_chain(candidates: Sequence[Candidate], layers: int, *, most_price: int 
         missing = _uncovered(candidates, layers)
         if not missing:
             raise PaymentError(f"no chain of workers asks at most {most_price} a layer; raise the price cap")
-        names = ", ".join(str(layer) for layer in missing)
-        what = f"no worker serves layer {names}" if len(missing) == 1 else f"no worker serves layers {names}"
-        raise MissingLayersError(f"{what} of {layers}; start one with: swarm work MODEL --span", layers=missing)
+        gaps = _runs(missing)
+        names = ", ".join(_name(start, stop) for start, stop in gaps)
+        raise MissingLayersError(
+            f"no worker serves {'layer' if len(missing) == 1 else 'layers'} {names} of {layers}; "
+            f"start one with: swarm work MODEL --span {gaps[0][0]}:{gaps[0][1]}",
+            layers=missing,
+        )
     return path
 
 
@@ -189,6 +193,24 @@ def _merge(legs: Sequence[Leg]) -> tuple[Leg, ...]:
             del merged[first:]
             merged.append(Leg(candidate=leg.candidate, start=start, stop=leg.stop))
     return tuple(merged)
+
+
+def _name(start: int, stop: int) -> str:
+    """Layers [start, stop) in words; three or more as a range."""
+    if stop - start > 2:
+        return f"{start} to {stop - 1}"
+    return ", ".join(str(layer) for layer in range(start, stop))
+
+
+def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending layers as spans [start, stop) without gaps."""
+    runs: list[tuple[int, int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer:
+            runs[-1] = (runs[-1][0], layer + 1)
+        else:
+            runs.append((layer, layer + 1))
+    return runs
 
 
 def _uncovered(candidates: Sequence[Candidate], layers: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -99,7 +100,7 @@ class Settings:
     """A worker's price for 1000 written tokens through one layer, in base units of the settlement token."""
 
     listen_host: str = "127.0.0.1"
-    """The address to listen on; ``0.0.0.0`` listens on all."""
+    """The numeric address to listen on; ``0.0.0.0`` listens on all."""
 
     listen_port: int = 0
     """The port to listen on, TCP and UDP alike; 0 takes free ones."""
@@ -113,6 +114,10 @@ class Settings:
                 raise UsageError(f"{name} is {getattr(self, name)}; give 0 or more")
         if not 0 <= self.listen_port <= MAX_PORT:
             raise UsageError(f"listen_port is {self.listen_port}; give a port from 0 to {MAX_PORT}")
+        try:
+            ipaddress.ip_address(self.listen_host)
+        except ValueError as error:
+            raise UsageError(f"listen_host is {self.listen_host!r}; give a numeric address like 127.0.0.1") from error
         for address in self.bootstrap:
             parse_address(address)
         if self.chain_rpc and not self.chain_rpc.startswith(("http://", "https://")):

@@ -197,11 +197,15 @@ async def serve_chain(
     """
     if host not in LOOPBACK:
         raise UsageError(f"an embedded chain serves this machine alone; use 127.0.0.1, not {host}")
-    chain = await trio.to_thread.run_sync(lambda: EmbeddedChain(close_window=close_window))
     try:
-        server = _Server(("127.0.0.1", port), chain)
+        server = _Server(("127.0.0.1", port))  # takes connections from here on, and answers once there is a chain
     except OSError as error:
-        raise ResourceError(f"port {port} cannot be used ({error.strerror}); choose another") from error
+        raise ResourceError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+    try:
+        server.chain = chain = await trio.to_thread.run_sync(lambda: EmbeddedChain(close_window=close_window))
+    except BaseException:
+        server.server_close()
+        raise
     url = f"http://127.0.0.1:{server.server_address[1]}"
     address = ChainAddress(url=url, chain_id=CHAIN_ID, contract=chain.contract, token=chain.token)
     async with trio.open_nursery() as nursery:
@@ -222,8 +226,9 @@ class _Server(ThreadingTCPServer):
     daemon_threads = False
     block_on_close = True
 
-    def __init__(self, address: tuple[str, int], chain: EmbeddedChain) -> None:
-        self.chain = chain
+    chain: EmbeddedChain  # set before it serves
+
+    def __init__(self, address: tuple[str, int]) -> None:
         self._open: set[socket.socket] = set()
         super().__init__(address, _Handler)
 

@@ -2,6 +2,7 @@
 
     __init__    the commands by name, and what an error becomes
     terminal    what is written: data on stdout, progress and errors on stderr
+    interrupts  Ctrl-C and SIGTERM
     chain doctor ...    one module per command group
 
 A command is one function with typer's annotations in a module of its own and one line in `COMMANDS`. A module
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,12 @@ import typer
 import typer.core
 import typer.main
 
+from swarm.cli.interrupts import INTERRUPTED, is_interrupt, leave_at_once
 from swarm.cli.terminal import print_error
-from swarm.errors import ResourceError, SwarmError
+from swarm.errors import ResourceError, SwarmError, UsageError
 
-INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+# The class of everything that typer says about options and arguments; it has no public name of its own.
+WRONG_USAGE = typer.BadParameter.__mro__[1]
 
 # Command → the function that runs it, as module:function. The order is that of the help.
 COMMANDS = {
@@ -83,7 +85,7 @@ class Commands(typer.core.TyperGroup):
 app = typer.Typer(
     cls=Commands,
     name="swarm",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -101,6 +103,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -110,35 +113,30 @@ def _root(
     Exit codes: 0 fine, 1 internal, 2 usage, 3 degraded, 4 layers missing, 5 unreachable or unknown, 6 payment,
     7 this machine (disk, port, permission, package), 130 interrupted. SWARM_DEBUG=1 shows where an error arose.
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(UsageError.exit_code)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code; an error is one line on stderr."""
-    _end_as_interrupted()
+    leave_at_once()
     try:
-        app(args=arguments, prog_name="swarm")
+        # Not "standalone": typer would write several lines about wrong usage. It returns the code of `typer.Exit`.
+        code = app(args=arguments, prog_name="swarm", standalone_mode=False)
     except Exception as error:  # noqa: BLE001 - the boundary: every error becomes a line and a code
         sys.exit(report(error))
     except BaseExceptionGroup as group:
         sys.exit(report(group))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    sys.exit(0)
-
-
-def _end_as_interrupted() -> None:
-    """Let SIGTERM end a command as Ctrl-C does: everything is closed on the way out.
-
-    A shell starts background jobs with SIGINT ignored; then neither would reach the command.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    sys.exit(code or 0)
 
 
 def report(error: BaseException) -> int:
     """Print what is to be told about an error that came out of a command, and return the exit code for it."""
     leaves = list(_leaves(error))
-    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+    if is_interrupt(error):
         return INTERRUPTED
     known = [found for leaf in leaves if (found := _known(leaf)) is not None]
     if os.environ.get("SWARM_DEBUG"):
@@ -155,12 +153,21 @@ def report(error: BaseException) -> int:
 
 
 def _known(error: BaseException) -> SwarmError | None:
-    """The error as one of ours: itself, or a missing extra; None for a bug."""
+    """The error as one of ours: itself, wrong usage, or a missing extra; None for a bug."""
     if isinstance(error, SwarmError):
         return error
+    if isinstance(error, WRONG_USAGE):
+        return _misused(error)
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
         return ResourceError(f"this needs the {extra} extra; run: pip install 'swarm-inference[{extra}]'")
     return None
+
+
+def _misused(error: Any) -> UsageError:
+    """What typer says about options and arguments, with the way to the help."""
+    text = str(error.format_message()).rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "swarm"
+    return UsageError(f"{text[:1].lower()}{text[1:]}; see: {command} --help")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -10,25 +10,30 @@ from swarm.cli.terminal import print_json, print_progress
 
 
 def chain(
-    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8545,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="PORT", help="Port to listen on; 0 takes a free one.", min=0, max=65535)
+    ] = 8545,
     close_window: Annotated[
-        int | None, typer.Option(help="Seconds between asking for a channel's close and the refund.", min=0)
+        int | None,
+        typer.Option(metavar="SECONDS", min=0, help="From asking for a channel's close to the refund; a day without."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON alone.")] = False,
 ) -> None:
-    """Host a development chain with the settlement contract, in memory, until Ctrl-C.
+    """Host a development chain with the settlement contract until Ctrl-C.
 
-    Prints one line of JSON when it answers: rpc_url, chain_id, contract, token. Nothing on it is worth anything.
+    It is in memory alone, and nothing on it is worth anything. Prints one line of JSON when it answers: rpc_url,
+    chain_id, contract, token.
     """
     import trio
 
+    from swarm.cli.interrupts import run_closing
     from swarm.embedded_chain import CLOSE_WINDOW, ChainAddress, serve_chain
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
             if not json:
-                print_progress("swarm: starting a development chain, this takes a few seconds")
+                print_progress("starting a development chain, this takes a few seconds")
             window = CLOSE_WINDOW if close_window is None else close_window
 
             async def run(task_status: trio.TaskStatus[ChainAddress]) -> None:
@@ -44,9 +49,7 @@ def chain(
                 }
             )
             if not json:
-                print_progress(
-                    f"swarm: ready; others reach it with SWARM_CHAIN_RPC={address.url}"
-                    f" SWARM_CHAIN_CONTRACT=0x{address.contract}; Ctrl-C stops it"
-                )
+                print_progress("ready; Ctrl-C stops it and forgets everything on it. Others reach it with:")
+                print_progress(f"  export SWARM_CHAIN_RPC={address.url} SWARM_CHAIN_CONTRACT=0x{address.contract}")
 
-    trio.run(serve)
+    run_closing(serve)

@@ -5,6 +5,7 @@ Every other role is started as a process through the command line, as a user wou
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swarm.cli.terminal import GREEN, RED, YELLOW, paint, print_json, print_progress, print_table
+from swarm.cli.interrupts import is_interrupt, run_closing
+from swarm.cli.terminal import GREEN, RED, YELLOW, paint, print_json, print_progress, print_table, print_text
 from swarm.errors import SwarmError, UsageError
 
 if TYPE_CHECKING:
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
     from swarm.settlement_evm import EvmSettlement
 
 SCHEMA = "swarm-demo/1"
-PROMPT = "class Stack:\n    def __init__(self"
+PROMPT = 'def send(self, data):\n    """'
 PRICE_INPUT = 1_000  # base units per 1000 tokens and layer; the test token has no value
 PRICE_OUTPUT = 3_000
 ALLOCATION = 100_000  # base units set aside for each worker
 CLOSE_WINDOW = 3_600  # seconds; the demo moves its own chain's clock past it
+POCKET_MONEY = 100_000_000  # base units deposited for whoever talks to a swarm that is kept
 COINS = 10**18  # wei for gas
 LAYERS = 8  # of the bundled model
 
@@ -54,38 +57,42 @@ class Outcome:
 
 
 def demo(
-    prompt: Annotated[str, typer.Option(help="What the model is to continue.")] = PROMPT,
-    workers: Annotated[int, typer.Option(min=1, max=LAYERS, help="Workers, each on its own span of layers.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=1, max=900, help="Tokens to generate.")] = 96,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", show_default=False, help="What the model is to continue.")
+    ] = PROMPT,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, max=LAYERS, help="Workers, each on its own span of layers.")
+    ] = 3,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, max=900, help="Tokens to generate.")] = 96,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the swarm up until Ctrl-C, and say how to talk to it.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Start a publisher, workers and a chain on this machine, generate text across them, pay, and settle.
+    """Run a whole swarm on this machine, from torrent to settled receipts.
 
-    Greedy output is checked against transformers, where it is installed. Nothing leaves this machine.
+    Starts a development chain, a publisher and workers, generates text across them, pays, and settles. Greedy output
+    is checked against transformers, where it is installed. Nothing leaves this machine.
     """
-    import trio
+    # Before anything is open: an interrupt inside an import may be lost.
+    for module in ("client.call", "client.node", "client.tokenizer", "swarm.cli.roles", "swarm.settlement_evm"):
+        importlib.import_module(module)
 
-    folder = Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     show = Show(quiet=json)
+    folder = Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     try:
-        outcome = trio.run(
-            partial(_run, folder, show, prompt=prompt, workers=workers, max_tokens=max_tokens, keep=keep)
-        )
-    except BaseException:
-        print_progress(f"the logs are in {folder}")
+        run_closing(partial(_run, folder, show, prompt=prompt, workers=workers, max_tokens=max_tokens, keep=keep))
+    except BaseException as error:
+        if is_interrupt(error):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print_progress(f"the logs are in {folder}")
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    if json:
-        print_json({"schema": SCHEMA, **{name: getattr(outcome, name) for name in Outcome.__slots__}})
-    if outcome.reference_equal is False:
-        raise SwarmError("the output differs from transformers'; this is a bug, report it with the prompt")
 
 
 class Show:
-    """What the demo shows while it runs; nothing at all when it is quiet."""
+    """What the demo shows while it runs; when it is quiet, one JSON object in the end."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
@@ -99,8 +106,7 @@ class Show:
     def text(self, text: str) -> None:
         """Text as it streams."""
         if not self.quiet:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            print_text(text)
 
     def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
         """A table."""
@@ -108,13 +114,18 @@ class Show:
             print()
             print_table(columns, rows, title=title)
 
+    def outcome(self, outcome: Outcome) -> None:
+        """Everything as one JSON object, where nothing else is shown."""
+        if self.quiet:
+            print_json({"schema": SCHEMA, **{name: getattr(outcome, name) for name in Outcome.__slots__}})
+
     def verdict(self, text: str, colour: str) -> None:
         """The last word."""
         if not self.quiet:
             print(paint(text, colour, sys.stdout), flush=True)
 
 
-async def _run(folder: Path, show: Show, *, prompt: str, workers: int, max_tokens: int, keep: bool) -> Outcome:
+async def _run(folder: Path, show: Show, *, prompt: str, workers: int, max_tokens: int, keep: bool) -> None:
     import trio
 
     from client.node import ClientConfig, open_client
@@ -134,7 +145,7 @@ async def _run(folder: Path, show: Show, *, prompt: str, workers: int, max_token
             nursery.start_soon(start, "publisher", *_publish_command(folder))
         chain, publisher = started["chain"].ready, started["publisher"].ready
         outcome.model = publisher["model"]
-        show.step("chain", f"{chain['rpc_url']}, settlement contract {chain['contract']}")
+        show.step("chain", f"{chain['rpc_url']}, settlement contract {chain['contract'][:10]}…")
         show.step("publisher", f"{publisher['model_bytes']:,} bytes as {outcome.model[:8]}…/demo")
         ready = await _start_workers(roles, show, folder, chain, publisher, workers)
         config = ClientConfig(
@@ -153,10 +164,14 @@ async def _run(folder: Path, show: Show, *, prompt: str, workers: int, max_token
             gas |= {kind: transaction.gas for kind, transaction in node.wallet.transactions}
             _describe_chain(show, outcome, ready, summary)
             await _settle(roles, show, outcome, chain, settlement, ready, gas)
+            if keep:
+                await _fund(settlement, ready, POCKET_MONEY)
         await _compare(reference, show, outcome, max_tokens)
+        show.outcome(outcome)
         if keep:
-            await _stay(show, folder, chain, publisher)
-    return outcome
+            await _stay(folder, chain, publisher)
+    if outcome.reference_equal is False:
+        raise SwarmError("the output differs from transformers'; this is a bug, report it with the prompt")
 
 
 def _publish_command(folder: Path) -> tuple[str, ...]:
@@ -199,7 +214,7 @@ async def _start_workers(
         )
         ready[index] = {**role.ready, "home": str(folder / f"worker-{index + 1}")}
         fetched, whole = role.ready["bytes_fetched"], role.ready["model_bytes"]
-        show.step(f"worker {index + 1}", f"layers {start}–{stop - 1}, fetched {fetched:,} of {whole:,} bytes")
+        show.step(f"worker {index + 1}", f"{_layers(start, stop)}, fetched {fetched:,} of {whole:,} bytes")
 
     async with trio.open_nursery() as nursery:
         for index in range(count):
@@ -271,12 +286,11 @@ def _describe_chain(show: Show, outcome: Outcome, ready: list[dict[str, Any]], s
         outcome.workers.append(
             {**{key: worker[key] for key in keys}, "span": [start, stop], "tokens": tokens, "earned": earned}
         )
-        share = worker["bytes_fetched"] / worker["model_bytes"]
         rows.append(
             (
                 worker["peer_id"][:8],
-                f"{start}–{stop - 1}",
-                f"{worker['bytes_fetched']:,} ({share:.0%})",
+                _layers(start, stop).partition(" ")[2],
+                f"{worker['bytes_fetched'] / 1e6:.1f} of {worker['model_bytes'] / 1e6:.1f} MB",
                 tokens,
                 f"{1000 / worker['decode_rate']:.2f}",
                 f"{PRICE_INPUT:,} / {PRICE_OUTPUT:,}",
@@ -287,7 +301,7 @@ def _describe_chain(show: Show, outcome: Outcome, ready: list[dict[str, Any]], s
         f"{len(outcome.token_ids)} tokens, {outcome.ms_per_token or 0:.1f} ms per token round the chain, "
         f"first after {outcome.first_token_ms or 0:.0f} ms"
     )
-    columns = ("worker", "layers", "bytes fetched", "tokens", "ms/token alone", "price in / out", "earned")
+    columns = ("worker", "layers", "fetched", "tokens", "ms/token", "price in / out", "earned")
     show.table(title, columns, rows)
 
 
@@ -365,15 +379,17 @@ async def _compare(reference: trio.Process | None, show: Show, outcome: Outcome,
         show.verdict("\nDIFFERENT from transformers", RED)
 
 
-async def _stay(show: Show, folder: Path, chain: dict[str, Any], publisher: dict[str, Any]) -> None:
+async def _stay(folder: Path, chain: dict[str, Any], publisher: dict[str, Any]) -> None:
     import trio
 
-    print_progress("\nthe swarm stays up; Ctrl-C stops it. Talk to it from another terminal:")
-    print_progress(
-        f"  swarm generate {publisher['model']} 'def fib(n):' --bootstrap {publisher['bootstrap']}"
-        f" --home {folder / 'client'} --chain {chain['rpc_url']} --contract {chain['contract']}"
-    )
+    client = f"--home {folder / 'client'} --chain {chain['rpc_url']} --contract {chain['contract']}"
+    print_progress("the swarm stays up; Ctrl-C stops it. Talk to it from another terminal:")
+    print_progress(f"  swarm generate {publisher['model']} 'def fib(n):' --bootstrap {publisher['bootstrap']} {client}")
     await trio.sleep_forever()
+
+
+def _layers(start: int, stop: int) -> str:
+    return f"layer {start}" if stop == start + 1 else f"layers {start}–{stop - 1}"
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import shutil
-import socket
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
+from swarm.cli.options import BootstrapOption, ChainOption, ContractOption, HomeOption, JsonOption
 from swarm.cli.terminal import GREEN, RED, YELLOW, paint, print_json, printable
 from swarm.config import Home, Settings, format_address
 from swarm.errors import ResourceError, SwarmError, UnreachableError, UsageError
+from swarm.ports import port_problem
 
 Verdict = Literal["pass", "warn", "fail"]
 
@@ -53,18 +53,21 @@ class Check:
 
 
 def doctor(
-    home: Annotated[Path | None, typer.Option(help="Folder of keys, ledgers and models.")] = None,
-    bootstrap: Annotated[list[str] | None, typer.Option(help="DHT node to try, as HOST:PORT; repeatable.")] = None,
-    chain_rpc: Annotated[str | None, typer.Option(help="URL of the chain's JSON-RPC.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    home: HomeOption = None,
+    bootstrap: BootstrapOption = None,
+    chain: ChainOption = None,
+    contract: ContractOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Check this machine: packages, keys, disk, ports, ledgers, the DHT and the chain.
+    """Check this machine, and say what to do where it is not ready.
 
-    Exits 0 when all is well, 3 with warnings, 7 when something does not work.
+    Looks at packages, keys, disk, ports, ledgers, the DHT and the chain, and changes nothing. Exits 0 when all is
+    well, 3 with warnings, 7 when something does not work.
     """
     place = Home.find(home)
     checks: list[Check] = []
-    for check in examine(place, bootstrap=tuple(bootstrap) if bootstrap else None, chain_rpc=chain_rpc):
+    given = {"bootstrap": tuple(bootstrap) if bootstrap else None, "chain_rpc": chain, "chain_contract": contract}
+    for check in examine(place, **given):
         checks.append(check)
         if not json:
             print_check(check)
@@ -83,8 +86,8 @@ def print_check(check: Check) -> None:
         print(f"      {printable(check.remedy)}", flush=True)
 
 
-def examine(home: Home, *, bootstrap: tuple[str, ...] | None = None, chain_rpc: str | None = None) -> Iterator[Check]:
-    """All checks, one after the other; nothing is written except a probe file that is removed again."""
+def examine(home: Home, **given: object) -> Iterator[Check]:
+    """All checks, one after the other, with the settings that the command line gave; nothing is written."""
     yield check_python(sys.version_info[:3])
     yield from check_packages()
     yield check_home(home.path)
@@ -92,9 +95,10 @@ def examine(home: Home, *, bootstrap: tuple[str, ...] | None = None, chain_rpc: 
     yield from check_keys(home)
     yield from check_ledgers(home)
     try:
-        settings = Settings.load(home).override(bootstrap=bootstrap, chain_rpc=chain_rpc)
+        settings = Settings.load(home).override(**given)
     except UsageError as error:
-        yield Check(name="settings", verdict="fail", detail=error.message, remedy=f"correct {home.settings}")
+        remedy = f"correct it on the command line, in SWARM_* or in {home.settings}"
+        yield Check(name="settings", verdict="fail", detail=error.message, remedy=remedy)
         return
     except ResourceError as error:
         yield Check(name="settings", verdict="fail", detail=error.message, remedy=f"run: chmod u+r {home.settings}")
@@ -191,16 +195,10 @@ def check_ledgers(home: Home) -> Iterator[Check]:
 def check_port(host: str, port: int) -> Check:
     """Whether the port can be listened on, for TCP and UDP."""
     name = f"port {format_address(host, port)}"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for kind, protocol in ((socket.SOCK_STREAM, "TCP"), (socket.SOCK_DGRAM, "UDP")):
-        try:
-            with closing(socket.socket(family, kind)) as sock:
-                if kind == socket.SOCK_STREAM and os.name == "posix":
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server would
-                sock.bind((host, port))
-        except OSError as error:
+    for udp in (False, True):
+        if problem := port_problem(host, port, udp=udp):
             remedy = "stop what uses it, or choose another listen_port"
-            return Check(name=name, verdict="fail", detail=f"{protocol}: {error.strerror}", remedy=remedy)
+            return Check(name=name, verdict="fail", detail=f"{'UDP' if udp else 'TCP'}: {problem}", remedy=remedy)
     return Check(name=name, verdict="pass", detail="any free one" if port == 0 else "free for TCP and UDP")
 
 

@@ -8,27 +8,36 @@ from typing import Annotated
 import typer
 
 from swarm.cli.options import BootstrapOption, ChainOption, ContractOption, HomeOption, JsonOption
-from swarm.cli.terminal import print_json, print_progress
+from swarm.cli.terminal import print_json, print_progress, print_text
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="PUBLISHER/NAME.")],
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
+    model: Annotated[str, typer.Argument(metavar="PUBLISHER/NAME", help="The model, as its publisher prints it.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
     chain: ChainOption = None,
     contract: ContractOption = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to write.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the tokens that together have this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    max_spend: Annotated[int | None, typer.Option(min=0, help="Base units that the call may cost at most.")] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="The most tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(metavar="X", min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(metavar="X", help="Draw from the tokens that together have this probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed draws the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this; may be repeated.")] = None,
+    max_spend: Annotated[
+        int | None, typer.Option(metavar="UNITS", min=0, help="Base units that the call may cost at most.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Stream a completion to stdout. Needs neither torch nor libtorrent; workers that ask a price need --chain."""
-    from client import Swarm
+    """Continue a text on a model of the swarm, streamed to stdout.
 
+    Needs neither torch nor libtorrent. Workers that ask a price need --chain and --contract.
+    """
+    from client import Swarm
+    from swarm.cli.interrupts import close_first
+
+    close_first()
     text = sys.stdin.read() if prompt == "-" else prompt
     with (
         Swarm(home=home, bootstrap=bootstrap or None, chain=chain, contract=contract) as swarm,
@@ -45,8 +54,7 @@ def generate(
     ):
         for delta in stream:
             if not json:
-                sys.stdout.write(delta.text)
-                sys.stdout.flush()
+                print_text(delta.text)
         reply = stream.reply
     if reply is None:
         return

@@ -10,16 +10,27 @@ import typer
 from swarm.config import Home, Settings, parse_address
 from swarm.errors import UsageError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of keys, ledger and store.")]
+HomeOption = Annotated[Path | None, typer.Option("--home", metavar="FOLDER", help="Folder of keys, ledger and store.")]
 BootstrapOption = Annotated[
-    list[str] | None, typer.Option("--bootstrap", help="HOST:PORT of a DHT node to join through; may be repeated.")
+    list[str] | None,
+    typer.Option("--bootstrap", metavar="HOST:PORT", help="A DHT node to join through; may be repeated."),
 ]
-ChainOption = Annotated[str | None, typer.Option("--chain", help="JSON-RPC URL of the chain that calls are paid on.")]
-ContractOption = Annotated[str | None, typer.Option("--contract", help="The settlement contract's address, 0x…")]
-HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")]
-PortOption = Annotated[int | None, typer.Option("--port", help="TCP port for peers; 0 takes a free one.")]
+ChainOption = Annotated[
+    str | None, typer.Option("--chain", metavar="URL", help="JSON-RPC of the chain that calls are paid on.")
+]
+ContractOption = Annotated[
+    str | None, typer.Option("--contract", metavar="0x…", help="The settlement contract's address.")
+]
+HostOption = Annotated[
+    str | None, typer.Option("--host", metavar="ADDRESS", help="Numeric address to listen on; 0.0.0.0 for all.")
+]
+PortOption = Annotated[
+    int | None, typer.Option("--port", metavar="PORT", help="TCP port for peers; 0 takes a free one.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-SpanOption = Annotated[str | None, typer.Option("--span", help="Layers to serve, START:STOP; all without it.")]
+SpanOption = Annotated[
+    str | None, typer.Option("--span", metavar="START:STOP", help="Layers to serve, STOP not included; by default all.")
+]
 
 
 def load(home: Path | None, **given: object) -> tuple[Home, Settings]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,20 +10,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swarm.cli.options import BootstrapOption, HomeOption, HostOption, JsonOption, PortOption, load
-from swarm.cli.terminal import print_json, print_progress
-from swarm.errors import UsageError
+from swarm.cli.terminal import ProgressBar, print_json, print_progress
+from swarm.errors import ResourceError, UsageError
+from swarm.ports import check_port
 
 if TYPE_CHECKING:
     from client.publish import Published
     from client.seeder import SeederConfig, Seeding
+    from swarm.config import Home, Settings
 
-DhtPortOption = Annotated[int, typer.Option("--dht-port", help="UDP port of the DHT node; 0 takes a free one.")]
+DhtPortOption = Annotated[
+    int,
+    typer.Option("--dht-port", metavar="PORT", min=0, max=65535, help="UDP port of the DHT node; 0 takes a free one."),
+]
 OnceOption = Annotated[bool, typer.Option("--no-seed", help="Write the manifest and torrent, and stop.")]
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A model folder in Hugging Face layout.")],
-    name: Annotated[str, typer.Option("--name", help="What to call it: a-z, 0-9, dot, dash, underscore.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder in Hugging Face layout.")],
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What to call it: a-z, 0-9, dot, dash, underscore.")
+    ],
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
     host: HostOption = None,
@@ -31,17 +39,22 @@ def publish(
     no_seed: OnceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Sign a manifest for a model folder, make its torrent, announce both and seed until Ctrl-C.
+    """Publish a model folder under a name, and seed it until Ctrl-C.
 
-    Without --bootstrap it starts a swarm of its own, which others join through the DHT address that it prints.
+    Signs a manifest, makes a torrent and announces both. Without --bootstrap it starts a swarm of its own, which
+    others join through the DHT address that it prints.
     """
-    import trio
-
-    from client.publish import publish_folder
+    from client.publish import check_name, publish_folder
     from client.seeder import SeederConfig
+    from swarm.cli.interrupts import run_closing
     from swarm.identity import Identity
+    from swarm.model_folder import open_model_folder
 
+    check_name(name)
     found, settings = load(home, bootstrap=bootstrap, listen_host=host, listen_port=port)
+    if not no_seed:
+        _check_ports(settings, dht_port)
+    open_model_folder(folder)  # a folder that is no model is refused before keys are made
     publisher = Identity.load(found.publisher_key)
     config = SeederConfig(
         identity=Identity.load(found.peer_key),
@@ -53,18 +66,21 @@ def publish(
     )
 
     async def run() -> None:
-        published = await publish_folder(folder, name=name, publisher=publisher, out=found.path / "published")
-        (found.path / "published" / "models" / f"{name}.folder").write_text(f"{folder.resolve()}\n", encoding="utf-8")
+        out = found.path / "published"
+        with ProgressBar() as bar:
+            progress = partial(bar.show, text="hashed")
+            published = await publish_folder(folder, name=name, publisher=publisher, out=out, progress=progress)
+        _note_folder(found, name, folder)
         if no_seed:
             print_json({"model": f"{publisher.peer_id}/{name}", "manifest_id": published.signed.manifest_id})
         else:
             await _seed(config, published, json)
 
-    trio.run(run)
+    run_closing(run)
 
 
 def seed(
-    name: Annotated[str, typer.Argument(help="The name it was published under.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name it was published under.")],
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
     host: HostOption = None,
@@ -72,20 +88,19 @@ def seed(
     dht_port: DhtPortOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Seed a model that was published from this home before, until Ctrl-C."""
-    import trio
+    """Seed a model that was published from this home before.
 
-    from client.publish import load_published
+    Its folder must be where it was, and as it was. Runs until Ctrl-C.
+    """
+    from client.publish import check_name, load_published
     from client.seeder import SeederConfig
+    from swarm.cli.interrupts import run_closing
     from swarm.identity import Identity
 
+    check_name(name)
     found, settings = load(home, bootstrap=bootstrap, listen_host=host, listen_port=port)
-    note = found.path / "published" / "models" / f"{name}.folder"
-    if not note.exists():
-        raise UsageError(f"nothing was published as {name} from {found.path}; run: swarm publish FOLDER --name {name}")
-    published = load_published(
-        found.path / "published", name, Path(note.read_text(encoding="utf-8").removesuffix("\n"))
-    )
+    _check_ports(settings, dht_port)
+    published = load_published(found.path / "published", name, _noted_folder(found, name))
     config = SeederConfig(
         identity=Identity.load(found.peer_key),
         publisher=Identity.load(found.publisher_key),
@@ -94,7 +109,36 @@ def seed(
         port=settings.listen_port,
         dht_port=dht_port,
     )
-    trio.run(_seed, config, published, json)
+    run_closing(partial(_seed, config, published, json))
+
+
+def _check_ports(settings: Settings, dht_port: int) -> None:
+    """Before all bytes are hashed."""
+    check_port(settings.listen_host, settings.listen_port)
+    check_port(settings.listen_host, dht_port, option="--dht-port", udp=True)
+
+
+def _note(home: Home, name: str) -> Path:
+    """Where it is written down which folder was published under a name."""
+    return home.path / "published" / "models" / f"{name}.folder"
+
+
+def _note_folder(home: Home, name: str, folder: Path) -> None:
+    note = _note(home, name)
+    try:
+        note.write_bytes(os.fsencode(folder.resolve()))
+    except OSError as error:
+        raise ResourceError(f"cannot write {note}: {error.strerror}; free some space and publish again") from error
+
+
+def _noted_folder(home: Home, name: str) -> Path:
+    note = _note(home, name)
+    if not note.exists():
+        raise UsageError(f"nothing was published as {name} from {home.path}; run: swarm publish FOLDER --name NAME")
+    try:
+        return Path(os.fsdecode(note.read_bytes()))
+    except OSError as error:
+        raise ResourceError(f"cannot read {note}: {error.strerror}; publish the folder again") from error
 
 
 async def _seed(config: SeederConfig, published: Published, json: bool) -> None:
@@ -118,5 +162,5 @@ async def _seed(config: SeederConfig, published: Published, json: bool) -> None:
             )
         else:
             print(model, flush=True)
-            print_progress(f"seeding {seeding.model_bytes:,} bytes; Ctrl-C stops it")
-            print_progress(f"others serve it with: swarm work {model} --bootstrap {bootstrap}")
+            print_progress(f"seeding {seeding.model_bytes:,} bytes; Ctrl-C stops it. Others serve it with:")
+            print_progress(f"  swarm work {model} --bootstrap {bootstrap}")

@@ -61,7 +61,12 @@ class Roles:
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, env=environ
+                command,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environ,
+                process_group=0,  # Ctrl-C is for us, who end them in order
             )
         self._processes.append(process)
         return process

@@ -16,24 +16,33 @@ if TYPE_CHECKING:
     from swarm.config import Home, Settings
     from swarm.receipts import Channel
     from swarm.settlement import Claim, Settlement
+    from swarm.settlement_evm import EvmSettlement
+
+COINS = 10**18  # wei for gas that `fund` gives: hundreds of transactions
 
 
 class WalletAction(StrEnum):
     """What to do with the wallet."""
 
     show = "show"
+    fund = "fund"
     deposit = "deposit"
     close = "close"
     withdraw = "withdraw"
 
 
 def settle(
-    home: Annotated[list[Path] | None, typer.Option("--home", help="A worker's home; may be repeated.")] = None,
+    home: Annotated[
+        list[Path] | None, typer.Option("--home", metavar="FOLDER", help="A worker's home; may be repeated.")
+    ] = None,
     chain: ChainOption = None,
     contract: ContractOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Redeem the last voucher of every channel for what was earned, all in one transaction."""
+    """Redeem on chain what a worker has earned.
+
+    The last voucher of every channel, all in one transaction, which the first home's account pays the gas of.
+    """
     places: list[Path | None] = [*home] if home else [None]
     homes = [load(path, chain_rpc=chain, chain_contract=contract) for path in places]
     settlement = _connect(*homes[0])
@@ -61,20 +70,26 @@ def settle(
 
 
 def wallet(
-    action: Annotated[WalletAction, typer.Argument(help="show, deposit AMOUNT, close or withdraw AMOUNT.")],
-    amount: Annotated[int, typer.Argument(help="Base units of the settlement token.")] = 0,
+    action: Annotated[WalletAction, typer.Argument(metavar="ACTION", help="show, fund, deposit, close or withdraw.")],
+    amount: Annotated[
+        int, typer.Argument(metavar="AMOUNT", min=0, help="Base units of the settlement token.", show_default=False)
+    ] = 0,
     home: HomeOption = None,
     chain: ChainOption = None,
     contract: ContractOption = None,
     json: JsonOption = False,
 ) -> None:
-    """The client's account: its balances, deposits, and the close of its channels.
+    """The account that pays for calls: show, fund, deposit, close, withdraw.
 
-    `close` asks for the close of every channel, and finalises those whose window has passed.
+    `deposit` and `withdraw` move tokens into the settlement contract and out of it. `close` asks for the close of
+    every channel, and takes back what is left in those whose window has passed. `fund` gives the account coins for
+    gas, and AMOUNT tokens, on a development chain such as `swarm chain`; on others, buy them.
     """
     found, settings = load(home, chain_rpc=chain, chain_contract=contract)
     settlement = _connect(found, settings)
-    if action is WalletAction.deposit:
+    if action is WalletAction.fund:
+        settlement.fund(settlement.account, native=COINS, tokens=amount)
+    elif action is WalletAction.deposit:
         settlement.deposit(amount)
     elif action is WalletAction.withdraw:
         settlement.withdraw(amount)
@@ -90,12 +105,15 @@ def wallet(
     if json:
         print_json(shown)
     else:
-        print_table(("", ""), [(name, str(value)) for name, value in shown.items()])
+        print(f"account         0x{settlement.account}")
+        print(f"tokens          {state.token_balance:,}")
+        print(f"free balance    {state.free_balance:,}")
+        print(f"spending key    {state.spending_key or 'none yet; the first call registers it'}")
 
 
-def _connect(home: Home, settings: Settings) -> Settlement:
+def _connect(home: Home, settings: Settings) -> EvmSettlement:
     if not settings.chain_rpc or settings.contract is None:
-        raise UsageError("no chain to settle on; give --chain URL and --contract 0x…")
+        raise UsageError("no chain is named; give --chain URL and --contract 0x…")
     from swarm.settlement_evm import EvmSettlement, load_account
 
     key, _ = load_account(home.account_key)

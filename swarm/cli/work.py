@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def work(
-    model: Annotated[str, typer.Argument(help="PUBLISHER/NAME.")],
+    model: Annotated[str, typer.Argument(metavar="PUBLISHER/NAME", help="The model, as its publisher prints it.")],
     span: SpanOption = None,
     home: HomeOption = None,
     bootstrap: BootstrapOption = None,
@@ -36,20 +36,29 @@ def work(
     chain: ChainOption = None,
     contract: ContractOption = None,
     price: Annotated[
-        int | None, typer.Option("--price", min=0, help="Both prices at once; 0 serves for nothing.")
+        int | None, typer.Option("--price", metavar="UNITS", min=0, help="Both prices at once; 0 serves for nothing.")
     ] = None,
-    price_input: Annotated[int | None, typer.Option(min=0, help="Base units per 1000 prompt tokens and layer.")] = None,
+    price_input: Annotated[
+        int | None, typer.Option(metavar="UNITS", min=0, help="Base units per 1000 prompt tokens and layer.")
+    ] = None,
     price_output: Annotated[
-        int | None, typer.Option(min=0, help="Base units per 1000 written tokens and layer.")
+        int | None, typer.Option(metavar="UNITS", min=0, help="Base units per 1000 written tokens and layer.")
     ] = None,
-    device: Annotated[str, typer.Option(help="torch's name of the device: cpu, cuda, mps.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch on a CPU.")] = None,
-    kv_mib: Annotated[int, typer.Option(min=1, help="MiB for the keys and values of all sessions.")] = 1024,
+    device: Annotated[str, typer.Option(metavar="NAME", help="torch's name of the device: cpu, cuda, mps.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads for torch on a CPU.")] = None,
+    kv_mib: Annotated[
+        int, typer.Option(metavar="MIB", min=1, help="Memory for the keys and values of all sessions.")
+    ] = 1024,
     json: JsonOption = False,
 ) -> None:
-    """Fetch a span of a model, load it and serve it until Ctrl-C. Only tensors come in; no code is ever fetched."""
+    """Lend this machine: fetch a span of a model and serve it until Ctrl-C.
+
+    Only tensors come in; no code is ever fetched. What was fetched is kept, and a worker that is started again with
+    the same --home is the same worker.
+    """
     import trio
 
+    from swarm.cli.interrupts import run_closing
     from swarm.receipts import Price
     from worker.app import Ready, WorkerConfig, run_worker
 
@@ -83,32 +92,29 @@ def work(
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            ready: Ready = await nursery.start(partial(run_worker, config, report=_Reporter()))
-            start, stop = ready.span
+            ready: Ready = await nursery.start(partial(run_worker, config, report=partial(_report, bar)))
+            bar.close()
             if json:
                 print_json(ready)
             else:
+                start, stop = ready.span
+                publisher, _, name = ready.model.partition("/")
+                print_progress(f"serving layers {start} to {stop - 1} of {publisher[:8]}…/{name}; Ctrl-C stops it")
                 print_progress(
-                    f"serving layers {start} to {stop} of {ready.model} at {ready.host}:{ready.port} "
-                    f"as peer {ready.peer_id.short}: {ready.bytes_fetched:,} of {ready.model_bytes:,} bytes fetched, "
-                    f"{ready.decode_rate:.0f} tokens/s; Ctrl-C stops it"
+                    f"  peer {ready.peer_id.short} at {ready.host}:{ready.port}, {ready.decode_rate:.0f} tokens/s"
                 )
+                print_progress(f"  {ready.bytes_fetched:,} of the model's {ready.model_bytes:,} bytes fetched")
 
-    trio.run(run)
+    with ProgressBar() as bar:
+        run_closing(run)
 
 
-class _Reporter:
-    """What a worker says on the way: lines, and a bar while bytes come."""
-
-    def __init__(self) -> None:
-        self._bar = ProgressBar()
-
-    def __call__(self, what: str, progress: Progress | None) -> None:
-        if progress is None:
-            self._bar.close()
-            print_progress(what)
-            return
-        done, wanted = progress.done_bytes, progress.wanted_bytes
-        peers = f"{progress.peers} peer{'s'[: progress.peers != 1]}"
-        text = f"{what} {done / 1e6:,.0f} of {wanted / 1e6:,.0f} MB from {peers}, {progress.rate / 1e6:.1f} MB/s"
-        self._bar.show(done, wanted, text)
+def _report(bar: ProgressBar, what: str, progress: Progress | None) -> None:
+    if progress is None:
+        bar.close()
+        print_progress(what)
+        return
+    done, wanted = progress.done_bytes, progress.wanted_bytes
+    peers = f"{progress.peers} peer{'s'[: progress.peers != 1]}"
+    text = f"{what} {done / 1e6:,.0f} of {wanted / 1e6:,.0f} MB from {peers}, {progress.rate / 1e6:.1f} MB/s"
+    bar.show(done, wanted, text)

@@ -59,10 +59,30 @@ def test_the_version_is_the_distributions() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["doctor", "--nonsense"], ["chain", "--port", "x"]])
-def test_wrong_usage_exits_2_and_says_nothing_on_stdout(arguments: list[str]) -> None:
+def test_wrong_usage_exits_2_with_one_line_and_nothing_on_stdout(arguments: list[str]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr
+    assert done.stderr.startswith("swarm: ")
+    assert done.stderr.rstrip().endswith("--help")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_command_the_help_is_on_stderr() -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
+
+
+def test_the_list_of_commands_fits_80_columns_with_whole_sentences() -> None:
+    done = run("--help", COLUMNS="80")
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_fits_80_columns(command: str) -> None:
+    done = run(command, "--help", COLUMNS="80")
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 class TestReport:

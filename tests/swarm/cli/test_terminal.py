@@ -16,6 +16,7 @@ from swarm.cli.terminal import (
     print_json,
     print_progress,
     print_table,
+    print_text,
     printable,
 )
 from swarm.ids import PeerId
@@ -52,6 +53,16 @@ def test_what_peers_send_cannot_steer_the_terminal(capsys: pytest.CaptureFixture
     print_error("peer says \x1b]0;title\x07")
     print_progress("one\ntwo")
     assert capsys.readouterr() == ("", "swarm: peer says  ]0;title \none two\n")
+
+
+def test_a_models_text_is_data_but_for_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print_text("a\n\tb\x1b[2J")
+    assert capsys.readouterr() == ("a\n\tb\x1b[2J", "")
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    print_text("a\n\tb\x1b[2J")
+    assert terminal.getvalue() == "a\n\tb [2J"
 
 
 def test_json_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +102,8 @@ def test_a_bar_writes_over_itself_on_a_terminal_and_ends_before_other_lines() ->
     bar.close()
     first, second, third = terminal.getvalue().split("\r\033[K")
     assert first == ""
-    assert second.startswith("[########......................]  25% one layer")
-    assert third == f"[{'#' * 30}] 100% all\n"
+    assert second.startswith("[#####...............]  25% one layer")
+    assert third == f"[{'#' * 20}] 100% all\n"
 
 
 def test_a_log_gets_a_line_of_progress_now_and_then() -> None:
@@ -103,3 +114,23 @@ def test_a_log_gets_a_line_of_progress_now_and_then() -> None:
         bar.show(done, 4, f"part {done}")
     bar.close()
     assert log.getvalue() == "  0% part 0\n 75% part 3\n"
+
+
+def test_a_bar_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal = Terminal()
+    with ProgressBar(terminal) as bar:
+        bar.show(1, 4, "x" * 100)
+    assert len(terminal.getvalue().removeprefix("\r\033[K").removesuffix("\n")) == 39
+
+
+def test_the_demos_widest_table_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = ("worker", "layers", "fetched", "tokens", "ms/token", "price in / out", "earned")
+    print_table(columns, [("1e844c38", "0–2", "3.7 of 8.1 MB", 900, "10.16", "1,000 / 3,000", 12_345)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert "12,345" in lines[-1]
