@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ import trio
 
 from dht.config import DhtConfig
 from dht.directory import Directory
+from dht.heartbeat import Advert
+from dht.names import parse_model_reference
 from dht.node import open_node
 from dht.sources import Sources
 from swarm.config import Home
@@ -23,6 +25,7 @@ from swarm.links import open_links
 from swarm.manifest import Manifest, SignedManifest, span_bytes
 from swarm.nurseries import open_nursery
 from swarm.peer import serve_peers
+from swarm.ports import check_port
 from swarm.receipts import Price
 from swarm.settlement import Settlement
 from swarm.store import Store
@@ -96,6 +99,7 @@ async def run_worker(
     config: WorkerConfig, *, report: Report, task_status: trio.TaskStatus[Ready] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve until cancelled. Started once it can be called; raises a typed error when it cannot get there."""
+    _check(config)
     home = Home(path=config.home)
     identity = await trio.to_thread.run_sync(Identity.load, home.peer_key)
     settlement = await trio.to_thread.run_sync(_connect_chain, config, home)
@@ -141,26 +145,26 @@ async def run_worker(
             )
             async with _serving(config, identity, service) as port:
                 await directory.announce_torrent(signed.manifest.info_hash, torrents.port)
-                await directory.announce_manifest(signed.manifest_id, port)
-                task_status.started(
-                    Ready(
-                        peer_id=identity.peer_id,
-                        host=config.host,
-                        port=port,
-                        model=config.model,
-                        manifest_id=signed.manifest_id,
-                        span=span,
-                        account=settlement.account if settlement is not None else None,
-                        bytes_fetched=fetched,
-                        span_bytes=span_bytes(signed.manifest, *span),
-                        model_bytes=sum(file.size for file in signed.manifest.files),
-                        first_layer_after=loaded.first_layer_after,
-                        span_after=loaded.span_after,
-                        decode_rate=rates.decode,
-                        prefill_rate=rates.prefill,
+                async with _advertised(directory, identity, service):
+                    task_status.started(
+                        Ready(
+                            peer_id=identity.peer_id,
+                            host=config.host,
+                            port=port,
+                            model=config.model,
+                            manifest_id=signed.manifest_id,
+                            span=span,
+                            account=settlement.account if settlement is not None else None,
+                            bytes_fetched=fetched,
+                            span_bytes=span_bytes(signed.manifest, *span),
+                            model_bytes=sum(file.size for file in signed.manifest.files),
+                            first_layer_after=loaded.first_layer_after,
+                            span_after=loaded.span_after,
+                            decode_rate=rates.decode,
+                            prefill_rate=rates.prefill,
+                        )
                     )
-                )
-                await trio.sleep_forever()
+                    await trio.sleep_forever()
 
 
 @asynccontextmanager
@@ -185,6 +189,27 @@ async def _serving(config: WorkerConfig, identity: Identity, service: Service) -
         nursery.cancel_scope.cancel()
 
 
+def _advertised(
+    directory: Directory, identity: Identity, service: Service
+) -> AbstractAsyncContextManager[None, bool | None]:
+    """What the service offers, in the directory until the block is left; brought up to date at every heartbeat."""
+
+    def advert() -> Advert:
+        return advert_of(service.quote(service.manifest_id).quote)
+
+    return directory.advertised(identity, advert(), lambda _: advert())
+
+
+def _check(config: WorkerConfig) -> None:
+    """What can be refused before anything is made or fetched."""
+    parse_model_reference(config.model)
+    if config.chain_rpc is None and (config.price.per_1k_input or config.price.per_1k_output):
+        raise UsageError("a worker that asks a price needs a chain; give --chain, or --price 0 to serve for nothing")
+    if config.chain_rpc is not None and config.contract is None:
+        raise UsageError("a chain needs the settlement contract's address too; give --contract")
+    check_port(config.host, config.port)
+
+
 async def _find(
     config: WorkerConfig, directory: Directory, identity: Identity
 ) -> tuple[SignedManifest, dict[ContentHash, bytes]]:
@@ -207,10 +232,8 @@ def _span(config: WorkerConfig, manifest: Manifest) -> tuple[int, int]:
 
 
 def _connect_chain(config: WorkerConfig, home: Home) -> Settlement | None:
-    if config.chain_rpc is None:
+    if config.chain_rpc is None or config.contract is None:
         return None
-    if config.contract is None:
-        raise UsageError("a chain needs the settlement contract's address too; give --contract")
     from swarm.settlement_evm import EvmSettlement, load_account
 
     key, _ = load_account(home.account_key)
