@@ -20,10 +20,10 @@ def chain(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON alone.")] = False,
 ) -> None:
-    """Host a development chain with the settlement contract until Ctrl-C.
+    """Host a development chain with the settlement contract.
 
-    It is in memory alone, and nothing on it is worth anything. Prints one line of JSON when it answers: rpc_url,
-    chain_id, contract, token.
+    Runs until Ctrl-C, in memory alone; nothing on it is worth anything. Prints one line of JSON when it answers:
+    rpc_url, chain_id, contract, token.
     """
     import trio
 

@@ -69,7 +69,7 @@ def demo(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Run a whole swarm on this machine, from torrent to settled receipts.
+    """Run a whole swarm on this machine, from torrent to receipts.
 
     Starts a development chain, a publisher and workers, generates text across them, pays, and settles. Greedy output
     is checked against transformers, where it is installed. Nothing leaves this machine.

@@ -79,7 +79,7 @@ def wallet(
     contract: ContractOption = None,
     json: JsonOption = False,
 ) -> None:
-    """The account that pays for calls: show, fund, deposit, close, withdraw.
+    """Look at and fill the account that pays for calls.
 
     `deposit` and `withdraw` move tokens into the settlement contract and out of it. `close` asks for the close of
     every channel, and takes back what is left in those whose window has passed. `fund` gives the account coins for

@@ -51,10 +51,10 @@ def work(
     ] = 1024,
     json: JsonOption = False,
 ) -> None:
-    """Lend this machine: fetch a span of a model and serve it until Ctrl-C.
+    """Lend this machine: fetch a span of a model and serve it.
 
-    Only tensors come in; no code is ever fetched. What was fetched is kept, and a worker that is started again with
-    the same --home is the same worker.
+    Runs until Ctrl-C. Only tensors come in; no code is ever fetched. What was fetched is kept, and a worker that is
+    started again with the same --home is the same worker.
     """
     import trio
 
