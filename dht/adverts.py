@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Callable
 
 import trio
 
+from dht.contacts import Endpoint
 from dht.heartbeat import Advert, Heartbeat
+from dht.keys import Target
 from dht.node import Node
+from dht.outcomes import RosterStored
 from dht.roster_queries import CapPut
 from swarm.errors import SwarmError, UnreachableError
 from swarm.identity import Identity
-
-LEAVE_TIMEOUT = 3.0  # seconds for taking entries out on leaving; they expire by themselves soon after
 
 
 class Advertising:
@@ -29,6 +29,7 @@ class Advertising:
         self._advert = advert
         self._refresh = refresh
         self._heartbeat = Heartbeat(identity, advert.manifest_id, random.SystemRandom())
+        self._storers: dict[Target, tuple[tuple[Endpoint, bytes], ...]] = {}
         self._scope = trio.CancelScope()
 
     async def beat(self) -> None:
@@ -37,10 +38,11 @@ class Advertising:
             self._advert = self._refresh(self._advert)
         place = (self._advert, self._host(), self._node.address[1])
         while True:
-            stored = await self._node.store_entry(self._heartbeat.own(*place, time.time()))
+            stored = await self._store(self._heartbeat.own(*place, time.time()))
             if not self._heartbeat.heard(stored.count, stored.depth):
                 break
-        await self._write_all(self._heartbeat.above(*place, time.time()))
+        for write in self._heartbeat.above(*place, time.time()):
+            await self._store(write)
 
     async def run(self) -> None:
         """Beat until withdrawn. A beat that fails is made up for by the next."""
@@ -56,29 +58,23 @@ class Advertising:
         """Say it no more; what stands expires."""
         self._scope.cancel()
 
-    async def withdraw(self) -> None:
-        """Stop, and take the entries out as far as their storers can be reached within a moment.
-
-        Meant for leaving: a cancelled caller gets the moment too.
-        """
+    def withdraw(self) -> None:
+        """Stop, and tell those who keep an entry to forget it. Waits for nothing: the process may be leaving."""
         self._scope.cancel()
         host = self._advert.host or self._node.external_host
-        if host is not None:
-            with trio.move_on_after(LEAVE_TIMEOUT, shield=True):
-                writes = self._heartbeat.withdrawal(self._advert, host, self._node.address[1], time.time())
-                await self._write_all(writes)
+        if host is None:
+            return
+        for write in self._heartbeat.withdrawal(self._advert, host, self._node.address[1], time.time()):
+            if write.target in self._storers:
+                self._node.withdraw_entry(write, self._storers[write.target])
+
+    async def _store(self, write: CapPut) -> RosterStored:
+        stored = await self._node.store_entry(write)
+        self._storers[write.target] = stored.storers
+        return stored
 
     def _host(self) -> str:
         host = self._advert.host or self._node.external_host
         if host is None:
             raise UnreachableError("no DHT node has said at which address this one is seen; give the worker's --host")
         return host
-
-    async def _write_all(self, writes: list[CapPut]) -> None:
-        async with trio.open_nursery() as nursery:
-            for write in writes:
-                nursery.start_soon(self._write, write)
-
-    async def _write(self, write: CapPut) -> None:
-        with contextlib.suppress(SwarmError):  # one entry of several; the next beat repeats it, or it expires
-            await self._node.store_entry(write)

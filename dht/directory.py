@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 
 from dht.adverts import Advertising
 from dht.cards import CARD_SALT, Card
@@ -88,23 +89,32 @@ class Directory:
 
         The worker is announced by `announce_manifest` as well. Advertising again replaces what was said.
         """
-        await self.withdraw(identity.peer_id, advert.manifest_id, leaving=False)
+        former = self._adverts.pop((identity.peer_id, advert.manifest_id), None)
+        if former is not None:
+            former.stop()
         advertising = Advertising(self._node, identity, advert, refresh)
         await self.announce_manifest(advert.manifest_id, advert.port)
         await advertising.beat()
         self._adverts[identity.peer_id, advert.manifest_id] = advertising
         self._node.start_soon(advertising.run)
 
-    async def withdraw(self, worker: PeerId, manifest_id: ManifestId, *, leaving: bool = True) -> None:
-        """Say it no more, and take it back where that can be done within seconds; never raises."""
+    def withdraw(self, worker: PeerId, manifest_id: ManifestId) -> None:
+        """Say it no more, and tell those who keep it; never waits and never raises."""
         advertising = self._adverts.pop((worker, manifest_id), None)
-        if advertising is None:
-            return
-        self.withdraw_manifest(manifest_id)
-        if leaving:
-            await advertising.withdraw()
-        else:
-            advertising.stop()
+        if advertising is not None:
+            self.withdraw_manifest(manifest_id)
+            advertising.withdraw()
+
+    @asynccontextmanager
+    async def advertised(
+        self, identity: Identity, advert: Advert, refresh: Callable[[Advert], Advert] | None = None
+    ) -> AsyncIterator[None]:
+        """`advertise` while the block lasts."""
+        await self.advertise(identity, advert, refresh)
+        try:
+            yield
+        finally:
+            self.withdraw(identity.peer_id, advert.manifest_id)
 
     async def find_workers(self, manifest_id: ManifestId, wanted: Filter | None = None) -> list[Entry]:
         """Workers of a model that ``wanted`` admits, at random and at most so many; each has signed its entry.

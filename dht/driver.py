@@ -82,6 +82,12 @@ class Driver:
                 waiter.done.set()
         self._wake.set()
 
+    def tell(self, start: Callable[[float], None]) -> None:
+        """Start what nobody waits for; nothing once it is closed."""
+        if not self.closed:
+            start(trio.current_time())
+            self._flush()
+
     async def run(self, start: Callable[[float], int], kind: type[OutcomeT]) -> OutcomeT:
         """Start an operation and wait for its outcome."""
         if self.closed:

@@ -222,6 +222,13 @@ class Engine:
         self._rosters.put(query, now, own=True)
         return self._start(RosterPut(search, query), now)
 
+    def cap_withdraw(self, query: CapPut, storers: Iterable[tuple[Endpoint, bytes]], now: float) -> None:
+        """Put an entry that takes an earlier one back at those who keep that; nobody waits for what they say."""
+        now = self._clock.read(now)
+        self._rosters.put(query, now, own=True)
+        for endpoint, token in storers:
+            self._start(DirectQuery(endpoint, replace(query, token=token)), now)
+
     def withdraw_peer(self, target: Target) -> None:
         """Announce no more under ``target``; what others keep expires within half an hour."""
         self._publications.remove(Announcement, target)

@@ -225,6 +225,10 @@ class Node:
         self._check_stored(outcome)
         return outcome
 
+    def withdraw_entry(self, query: CapPut, storers: Iterable[tuple[Endpoint, bytes]]) -> None:
+        """Take an entry back at ``storers``, with the tokens they gave. Waits for nothing: this node may be leaving."""
+        self._driver.tell(lambda now: self._engine.cap_withdraw(query, storers, now))
+
     async def _join(self, addresses: Sequence[tuple[str, int]], remembered: Sequence[Contact] = ()) -> None:
         """Join through whoever answers first. Silence is an error unless nothing but old contacts was asked."""
         remembered = [

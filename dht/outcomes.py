@@ -75,10 +75,11 @@ class RosterFound(Outcome):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RosterStored(Stored):
-    """An entry was offered to a roster, which held ``count`` before."""
+    """An entry was offered to a roster, which held ``count`` before. ``storers`` are with the tokens they gave."""
 
     count: int
     depth: int
+    storers: tuple[tuple[Endpoint, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

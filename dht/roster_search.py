@@ -12,7 +12,7 @@ from dht.queries import Query
 from dht.roster import Filter, SignedEntry
 from dht.roster_queries import CapGet, CapPut, RosterReply
 from dht.search import AGREEING, Search, Start
-from dht.storing import Offer, Store
+from dht.storing import Store
 from swarm.errors import ProtocolError
 
 
@@ -81,11 +81,14 @@ class RosterPut(Store):
     """One entry, offered to the storers of its shard."""
 
     def __init__(self, search: RosterSearch, query: CapPut) -> None:
-        def queries() -> Offer:
-            return lambda _, token: replace(query, token=token)
-
-        super().__init__(search, queries)
+        super().__init__(search, lambda: self._offer)
+        self._query = query
         self._roster = search
+        self._offered: list[tuple[Endpoint, bytes]] = []
+
+    def _offer(self, endpoint: Endpoint, token: bytes) -> CapPut:
+        self._offered.append((endpoint, token))
+        return replace(self._query, token=token)
 
     @property
     def outcome(self) -> RosterStored | None:
@@ -102,4 +105,5 @@ class RosterPut(Store):
             error=base.error,
             count=found.count,
             depth=found.depth,
+            storers=tuple(self._offered),
         )

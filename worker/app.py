@@ -31,6 +31,7 @@ from swarm.settlement import Settlement
 from swarm.store import Store
 from swarm.torrent import Torrent
 from swarm.torrents import TorrentConfig, Torrents, open_torrents
+from worker.adverts import advert_of
 from worker.engine import open_engine
 from worker.fetch import Loaded, Report, SpanFetch, load_span, open_stored, open_swarming
 from worker.service import Offer, Service

@@ -117,9 +117,9 @@ async def test_workers_are_found_by_what_they_offer_and_gone_when_they_leave() -
         assert len(await reader.find_workers(ONE, Filter(how_many=1))) == 1
         assert await reader.find_workers(TWO) == []
         assert sorted(await reader.find_peers(ONE)) == [("127.0.0.1", 7000), ("127.0.0.1", 7001)]
-        await there.withdraw(OTHER.peer_id, ONE)
-        assert {entry.worker for entry in await reader.find_workers(ONE)} == {KEY.peer_id}
-        await there.withdraw(OTHER.peer_id, ONE)  # nothing left to withdraw
+        there.withdraw(OTHER.peer_id, ONE)
+        await found(reader, KEY)
+        there.withdraw(OTHER.peer_id, ONE)  # nothing left to withdraw
 
 
 async def test_a_heartbeat_says_what_has_changed(autojump_clock: MockClock) -> None:
