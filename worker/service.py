@@ -272,7 +272,10 @@ class Service:
         account = await self._known_account(channel, at_least=signed.voucher.cumulative)
         if signed == self._ledger.accepted(channel):
             return account  # the last one again: its unearned rest pays this call
-        signed.verify(self._spending_keys[channel])
+        try:
+            signed.verify(self._spending_keys[channel])
+        except VerificationError as error:  # it names the spending key, which is no peer
+            raise VerificationError("the voucher is not signed with the channel's spending key") from error
         if signed.voucher.terms_hash != quote.terms_hash:
             raise PaymentError("the voucher pays under other terms than this session's quote; sign one for these")
         account.check(signed.voucher.cumulative)

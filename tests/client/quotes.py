@@ -52,7 +52,7 @@ def quote(number: int = 1, start: int = 0, stop: int = 8, **changes: Any) -> Quo
 
 def free_quote(number: int = 1, **changes: Any) -> Quote:
     """The same for nothing."""
-    nothing = {"price": Price(per_1k_input=0, per_1k_output=0), "account": NO_ACCOUNT}
+    nothing: dict[str, Any] = {"price": Price(per_1k_input=0, per_1k_output=0), "account": NO_ACCOUNT}
     return quote(number, **nothing | changes)
 
 
