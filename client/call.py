@@ -241,6 +241,8 @@ class Call:
                     return
                 await self._hear(stage, received.message)
         except SwarmError as error:
+            if isinstance(error, RemoteError):
+                error.peer_id = error.peer_id or stage.peer_id
             stage.error = error
             self._fail(error)
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from swarm.errors import ClosedError, ProtocolError, SwarmError, UnavailableError, UnreachableError
+from swarm.events import Received
 from swarm.failures import error_of
 from swarm.identity import Identity
 from swarm.ids import PeerId, SessionId
@@ -34,7 +35,6 @@ from swarm.messages import (
     pack_ids,
 )
 from swarm.peer import Peer, Stream
-from swarm.protocol import Received
 from swarm.receipts import Receipt
 from tests.hostile import LAYERS, PROMPT, WHOLE, Hand, attacked, changed, open_hand, read_until, refusal, until
 from tests.swarms import FREE, open_local_swarm
@@ -51,9 +51,9 @@ class Mole:
         self.links: Links | None = None
         self.steps: list[Received] = []
 
-    async def handle(self, _peer: Peer, stream: Stream, request: Received) -> None:
+    async def handle(self, peer: Peer, stream: Stream, request: Received) -> None:
         """Take a link."""
-        assert isinstance(request.message, OpenLink)
+        assert isinstance(request.message, OpenLink), peer.peer_id
         while (received := await stream.receive()) is not None:
             self.steps.append(received)
 
@@ -164,9 +164,9 @@ async def test_ids_from_the_last_stage_that_break_the_rules_name_it(tmp_path: Pa
                 assert type(await refusal(link)) is UnavailableError
             control = await hand.open(opening)
             if begun:
-                count = len(mole.steps)
+                mole.steps.clear()
                 await control.send(BEGIN, pack_ids(PROMPT))
-                await until(lambda count=count: len(mole.steps) > count)
+                await until(lambda: bool(mole.steps))
             link = await mole.link(hand, opening.session_id)
             await link.send(step, raw)
             error = await outcome(hand, control)
