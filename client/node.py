@@ -11,11 +11,12 @@ from pathlib import Path
 import trio
 
 from client.call import Call, CallRequest, open_call
-from client.route import Candidate, plan_chain
+from client.route import Candidate, plan_chain, uncovered
 from client.wallet import Wallet
 from dht.config import DhtConfig
 from dht.directory import Directory
 from dht.node import open_node
+from dht.roster import MAX_ASKED, Filter
 from dht.sources import Sources
 from swarm.config import Home
 from swarm.errors import MissingLayersError, PaymentError, SwarmError, UsageError
@@ -30,6 +31,7 @@ from swarm.records import SignedQuote
 from swarm.settlement import Settlement
 
 ALLOCATION = 1_000_000  # base units set aside for a worker when its channel is opened
+ROSTER_READS = 2  # each brings up to sixteen workers: what the first leaves open is asked for by name
 ATTEMPTS = 3  # chains tried before a call gives up; a worker that failed is left out of the next
 
 
@@ -100,7 +102,11 @@ class ClientNode:
         return model
 
     async def candidates(self, model: Model) -> list[Candidate]:
-        """Every reachable worker's live quote, with the round trip it was asked in."""
+        """Live quotes of workers for every layer, as far as there are any, with the round trips they were asked in.
+
+        They are sought in the model's roster first, then there by the layers that are still missing, and at last
+        among all who announced themselves.
+        """
         found: dict[PeerId, Candidate] = {}
 
         async def ask(peer: Peer) -> bool:
@@ -113,7 +119,14 @@ class ClientNode:
                 found[peer.peer_id] = Candidate(signed=signed, host=host, port=port, rtt=rtt)
             return False
 
-        await self._sources.ask_all(model.manifest_id, ask)
+        layers = model.manifest.layers
+        for _ in range(ROSTER_READS):
+            missing = uncovered(found.values(), layers)
+            if missing:
+                wanted = Filter(span=(missing[0], missing[-1] + 1), how_many=MAX_ASKED)
+                await self._sources.ask_workers(model.manifest_id, wanted, ask)
+        if uncovered(found.values(), layers):
+            await self._sources.ask_all(model.manifest_id, ask)
         return list(found.values())
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ way of not doing so, cheapest first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -75,7 +75,7 @@ def plan_chain(candidates: Sequence[Candidate], layers: int, *, most_price: int 
     affordable = {c.worker: c for c in candidates if most_price is None or c.price(1) <= most_price}
     path = _fastest(tuple(affordable.values()), layers)
     if path is None:
-        missing = _uncovered(candidates, layers)
+        missing = uncovered(candidates, layers)
         if not missing:
             raise PaymentError(f"no chain of workers asks at most {most_price} a layer; raise the price cap")
         gaps = _runs(missing)
@@ -213,7 +213,8 @@ def _runs(layers: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _uncovered(candidates: Sequence[Candidate], layers: int) -> tuple[int, ...]:
+def uncovered(candidates: Iterable[Candidate], layers: int) -> tuple[int, ...]:
+    """The layers that none of the candidates serves."""
     served: set[int] = set()
     for candidate in candidates:
         served.update(range(candidate.signed.quote.start, candidate.signed.quote.stop))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 import trio
 
 from dht.directory import Directory
 from dht.names import parse_model_reference
+from dht.roster import Filter
 from swarm.errors import SwarmError, UnavailableError, VerificationError
-from swarm.ids import ContentHash, ManifestId
+from swarm.ids import ContentHash, ManifestId, PeerId
 from swarm.links import Links
 from swarm.manifest import SignedManifest
 from swarm.objects import fetch_object
@@ -17,6 +19,9 @@ from swarm.peer import Peer
 
 AT_ONCE = 16  # peers called at the same time
 PEER_TIMEOUT = 20.0  # seconds for one peer to connect and answer
+
+Ask: TypeAlias = Callable[[Peer], Awaitable[bool]]
+"""What is done with a peer; True ends the round."""
 
 
 class Sources:
@@ -63,24 +68,31 @@ class Sources:
             )
         return found[0]
 
-    async def ask_all(
-        self,
-        manifest_id: ManifestId,
-        ask: Callable[[Peer], Awaitable[bool]],
-        failures: list[SwarmError] | None = None,
-    ) -> None:
+    async def ask_all(self, manifest_id: ManifestId, ask: Ask, failures: list[SwarmError] | None = None) -> None:
         """Connect to every peer announced for a manifest and run ``ask`` on each, several at once.
 
         An ``ask`` that returns True ends the round. What peers do wrong is collected in ``failures`` and ends nothing.
         """
         addresses = await self._directory.find_peers(manifest_id)
+        await self._ask_each([(host, port, None) for host, port in dict.fromkeys(addresses)], ask, failures)
+
+    async def ask_workers(
+        self, manifest_id: ManifestId, wanted: Filter, ask: Ask, failures: list[SwarmError] | None = None
+    ) -> None:
+        """The same with workers that advertise what is wanted. Only who holds the advertised key is asked."""
+        workers = await self._directory.find_workers(manifest_id, wanted)
+        await self._ask_each([(entry.host, entry.port, entry.worker) for entry in workers], ask, failures)
+
+    async def _ask_each(
+        self, places: Sequence[tuple[str, int, PeerId | None]], ask: Ask, failures: list[SwarmError] | None
+    ) -> None:
         limit = trio.CapacityLimiter(AT_ONCE)
 
-        async def one(host: str, port: int, scope: trio.CancelScope) -> None:
+        async def one(host: str, port: int, peer_id: PeerId | None, scope: trio.CancelScope) -> None:
             try:
                 async with limit:
                     with trio.fail_after(PEER_TIMEOUT):
-                        peer = await self._links.connect(host, port)
+                        peer = await self._links.connect(host, port, peer_id)
                         if await ask(peer):
                             scope.cancel()
             except trio.TooSlowError:
@@ -93,5 +105,5 @@ class Sources:
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
-            for host, port in dict.fromkeys(addresses):
-                nursery.start_soon(one, host, port, nursery.cancel_scope)
+            for place in places:
+                nursery.start_soon(one, *place, nursery.cancel_scope)
