@@ -6,6 +6,7 @@ import hashlib
 from functools import lru_cache
 from ipaddress import ip_address
 
+from swarm.errors import UsageError
 from swarm.ids import FixedBytes, InfoHash
 
 BITS = 160
@@ -33,8 +34,15 @@ class Target(FixedBytes):
 
 
 def info_target(info_hash: bytes) -> Target:
-    """Where peers of a torrent announce: a v1 or truncated info-hash of 20 bytes, or a v2 `InfoHash` (BEP 52)."""
-    return Target(info_hash.truncated if isinstance(info_hash, InfoHash) else info_hash)
+    """Where peers of a torrent announce: a v1 or truncated info-hash of 20 bytes, or a v2 `InfoHash` (BEP 52).
+
+    Raises `UsageError` for another length.
+    """
+    if isinstance(info_hash, InfoHash):
+        return Target(info_hash.truncated)
+    if len(info_hash) != Target.size:
+        raise UsageError(f"an info-hash has {Target.size} bytes, or is an InfoHash of 32, not {len(info_hash)} bytes")
+    return Target(info_hash)
 
 
 def distance(a: bytes, b: bytes) -> int:

@@ -56,6 +56,7 @@ class Node:
         self._run = self._driver.run
         self._family = sock.family
         self._nursery: trio.Nursery | None = None
+        self._remembered: tuple[Contact, ...] = ()
         self.address: tuple[str, int] = sock.getsockname()[:2]
 
     @property
@@ -80,9 +81,7 @@ class Node:
 
     def save(self, path: Path) -> None:
         """Write down the node's id and whom it knows. Raises `ResourceError` if the file cannot be written."""
-        contacts = tuple(self._engine.contacts)
-        if not contacts and path.exists():
-            return  # what was known earlier is worth more than nothing
+        contacts = tuple(self._engine.contacts) or self._remembered  # whom it knew earlier is better than nobody
         save_state(path, SavedState(node_id=self.node_id, contacts=contacts))
 
     async def bootstrap(self, addresses: Iterable[tuple[str, int]]) -> None:
@@ -118,7 +117,7 @@ class Node:
 
     async def find_node(self, target: bytes) -> list[Contact]:
         """The reachable nodes nearest to a 20-byte ``target``, nearest first."""
-        outcome = await self._run(lambda now: self._engine.find_node(Target(target), now), Outcome)
+        outcome = await self._run(lambda now: self._engine.find_node(_target(target), now), Outcome)
         self._check_heard(outcome)
         return list(outcome.nearest)
 
@@ -154,15 +153,22 @@ class Node:
         """Announce no more under ``info_hash``; what others know of it expires within half an hour."""
         self._engine.withdraw_peer(info_target(info_hash))
 
-    async def put_immutable(self, value: Value) -> Target:
-        """Store ``value`` (at most 1000 bytes bencoded) under its hash, now and every hour (BEP 44)."""
+    async def put_immutable(self, value: Value, *, region: bool = False) -> Target:
+        """Store ``value`` (at most 1000 bytes bencoded) under its hash, now and every hour (BEP 44).
+
+        With ``region`` it goes to every node near the key: whoever would censor it must hold them all.
+        """
         item = ImmutableItem(encoded=encode_value(value))
-        self._check_stored(await self._run(lambda now: self._engine.put(item.target, lambda _: item, now), Stored))
+        outcome = await self._run(lambda now: self._engine.put(item.target, lambda _: item, now, region=region), Stored)
+        self._check_stored(outcome)
         return item.target
 
-    async def get_immutable(self, target: bytes) -> Value | None:
-        """The value whose hash is the 20-byte ``target``, or None if nobody has it."""
-        item = await self._get(Target(target), b"")
+    async def get_immutable(self, target: bytes, *, region: bool = False) -> Value | None:
+        """The value whose hash is the 20-byte ``target``, or None if nobody has it.
+
+        With ``region`` not only the nearest nodes are asked: for what was put with it.
+        """
+        item = await self._get(_target(target), b"", region=region)
         return item.value if isinstance(item, ImmutableItem) else None
 
     async def put_mutable(
@@ -231,9 +237,9 @@ class Node:
 
     async def _join(self, addresses: Sequence[tuple[str, int]], remembered: Sequence[Contact] = ()) -> None:
         """Join through whoever answers first. Silence is an error unless nothing but old contacts was asked."""
-        remembered = [
-            contact for contact in remembered if contact.endpoint.is_ipv6 == (self._family == socket.AF_INET6)
-        ]
+        ipv6 = self._family == socket.AF_INET6
+        self._remembered = tuple(contact for contact in remembered if contact.endpoint.is_ipv6 == ipv6)
+        remembered = self._remembered
         if not addresses and not remembered:
             return
         routers: list[Endpoint] = []
@@ -297,6 +303,12 @@ class Node:
         except (OSError, UnicodeError) as error:
             raise UnreachableError(f"cannot resolve {host}; check the name and the address family") from error
         return list(dict.fromkeys(Endpoint(str(entry[4][0]), port) for entry in found))
+
+
+def _target(raw: bytes) -> Target:
+    if len(raw) != Target.size:
+        raise UsageError(f"a target has {Target.size} bytes, not {len(raw)}")
+    return Target(raw)
 
 
 @asynccontextmanager

@@ -5,7 +5,8 @@
     interrupts  Ctrl-C and SIGTERM
     chain doctor ...    one module per command group
 
-A command is one function with typer's annotations in a module of its own and one line in `COMMANDS`. A module
+A command is one function with typer's annotations in a module of its own and one line in `COMMANDS`; where that names
+a `typer.Typer`, it is a group with commands of its own. A module
 is imported when its command or a list of commands is asked for, so at its top it imports nothing heavy: torch,
 libtorrent, web3, trio, dht, worker and client are imported inside the function.
 """
@@ -39,6 +40,7 @@ COMMANDS = {
     "generate": "swarm.cli.generate:generate",
     "wallet": "swarm.cli.settle:wallet",
     "settle": "swarm.cli.settle:settle",
+    "dht": "swarm.cli.dht:dht",
     "chain": "swarm.cli.chain:chain",
     "doctor": "swarm.cli.doctor:doctor",
 }
@@ -77,8 +79,11 @@ class Commands(typer.core.TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, function = COMMANDS[cmd_name].split(":")
+        found = getattr(importlib.import_module(module), function)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-        alone.command(name=cmd_name)(getattr(importlib.import_module(module), function))
+        alone.command(name=cmd_name)(found)
         return typer.main.get_command(alone)
 
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht.keys import NodeId, Target, crc32c, distance, info_target, is_secure_id, secure_id, shared_prefix
+from swarm.errors import UsageError
 from swarm.ids import InfoHash
 
 KEYS = st.binary(min_size=20, max_size=20)
@@ -80,5 +81,5 @@ def test_targets_of_content_and_torrents() -> None:
     assert Target.of_content(b"12:Hello World!").hex() == "e5f96f6f38320f0f33959cb4d3d656452117aadb"
     assert info_target(InfoHash(bytes(range(32)))) == bytes(range(20))
     assert info_target(b"i" * 20) == b"i" * 20
-    with pytest.raises(ValueError, match="20 bytes"):
+    with pytest.raises(UsageError, match="20 bytes"):
         info_target(b"i" * 32)
