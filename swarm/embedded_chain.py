@@ -26,6 +26,7 @@ from eth_abi.abi import encode
 from eth_tester import EthereumTester, PyEVMBackend
 from eth_tester.exceptions import TransactionFailed
 from eth_tester.exceptions import ValidationError as TesterError
+from eth_utils.crypto import keccak
 from eth_utils.exceptions import ValidationError as EvmError
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 from web3 import EthereumTesterProvider, Web3
@@ -33,6 +34,7 @@ from web3.datastructures import NamedElementOnion
 from web3.types import RPCEndpoint
 
 from swarm import contracts
+from swarm.deployment import Terms, creation_record
 from swarm.errors import ResourceError, UsageError
 from swarm.ids import Address
 
@@ -42,7 +44,8 @@ sys.setrecursionlimit(1000)
 
 CHAIN_ID = 1337
 CLOSE_WINDOW = 24 * 3600  # seconds
-DEPLOY_GAS = 8_000_000  # the settlement contract takes 4.6 M
+POOL = Address(b"\x0f" * Address.size)  # nobody's account: on this chain the fee is shown, not spent
+DEPLOY_GAS = 8_000_000  # the settlement contracts take 5.3 M each
 MAX_REQUEST = 1 << 20  # bytes: the largest that comes is a contract's deployment, 45 kB in hexadecimal
 MAX_CALLS = 100  # calls in one batch request; web3 sends at most as many
 SOCKET_TIMEOUT = 10.0  # seconds that a client may stall inside its request
@@ -75,6 +78,7 @@ class ChainAddress:
     chain_id: int
     contract: Address
     token: Address
+    batches: Address
 
 
 class RpcError(Exception):
@@ -89,8 +93,12 @@ class RpcError(Exception):
 class EmbeddedChain:
     """The chain itself: JSON-RPC calls in, results out. Usable from any thread; calls run one at a time."""
 
-    def __init__(self, *, close_window: int = CLOSE_WINDOW) -> None:
-        """Make a chain and deploy the test token and a settlement contract with this window in seconds."""
+    def __init__(self, *, close_window: int = CLOSE_WINDOW, terms: Terms | None = None) -> None:
+        """Make a chain and deploy the test token and the settlement contracts.
+
+        Without ``terms`` they are the defaults with this window in seconds, and the fee goes to `POOL`.
+        """
+        terms = terms or Terms(close_window=close_window, pool=POOL)
         self._lock = threading.Lock()
         self._ahead = 0
         self._backend = PyEVMBackend(genesis_state=PyEVMBackend.generate_genesis_state(num_accounts=1))
@@ -100,7 +108,12 @@ class EmbeddedChain:
         provider = EthereumTesterProvider(EthereumTester(self._backend))
         self._request = provider.request_func(Web3(provider), NamedElementOnion([]))
         self.token = self._deploy("TestToken", b"")
-        self.contract = self._deploy("Settlement", encode(["address", "uint256"], [self.token, close_window]))
+        # Each deployment takes one nonce of the deployer, the token's took the first.
+        deployer = Address.parse(self.call("eth_accounts", [])[0])
+        self.batches = Address(keccak(creation_record(deployer, 2))[12:])
+        self.contract = self._deploy("Settlement", terms.settlement_arguments(self.token, self.batches))
+        if self._deploy("Batches", terms.batches_arguments(self.contract, self.token)) != self.batches:
+            raise ResourceError("the embedded chain deployed Batches elsewhere; reinstall swarm-inference")
 
     def _deploy(self, name: str, arguments: bytes) -> Address:
         code = contracts.load(name).bytecode + arguments
@@ -189,6 +202,7 @@ async def serve_chain(
     port: int = 0,
     *,
     close_window: int = CLOSE_WINDOW,
+    terms: Terms | None = None,
     task_status: trio.TaskStatus[ChainAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a chain until cancelled; hands its `ChainAddress` on once it answers.
@@ -202,12 +216,16 @@ async def serve_chain(
     except OSError as error:
         raise ResourceError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
     try:
-        server.chain = chain = await trio.to_thread.run_sync(lambda: EmbeddedChain(close_window=close_window))
+        server.chain = chain = await trio.to_thread.run_sync(
+            lambda: EmbeddedChain(close_window=close_window, terms=terms)
+        )
     except BaseException:
         server.server_close()
         raise
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    address = ChainAddress(url=url, chain_id=CHAIN_ID, contract=chain.contract, token=chain.token)
+    address = ChainAddress(
+        url=url, chain_id=CHAIN_ID, contract=chain.contract, token=chain.token, batches=chain.batches
+    )
     async with trio.open_nursery() as nursery:
         # A thread of its own for the accept loop; it ends by shutdown, below.
         nursery.start_soon(trio.to_thread.run_sync, server.serve_forever, 0.05)

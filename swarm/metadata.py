@@ -27,6 +27,7 @@ MAX_TORRENT = 32 * 2**20  # the limit of an object served by hash
 HASH_SIZE = 32
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,113}\.safetensors")
+_BATCH_NAME = re.compile(r"[0-9a-f]{64}\.batch")  # a settlement batch, by its pieces root
 _EMPTY = bytes(HASH_SIZE)
 
 
@@ -224,7 +225,8 @@ def check_file_name(name: str) -> None:
 
 
 def _check_file(file: TorrentFile, piece_length: int) -> None:
-    check_file_name(file.name)
+    if not _BATCH_NAME.fullmatch(file.name):
+        check_file_name(file.name)
     if not 1 <= file.size <= MAX_FILE:
         raise ProtocolError(f"file {file.name} has {file.size} bytes, outside 1..{MAX_FILE}")
     if len(file.root) != HASH_SIZE:

@@ -42,7 +42,58 @@ ADVICE: Mapping[str, str] = {
     "voucher is above the cap": "redeem the last voucher within the cap, or have the client raise the cap",
     "claim is above the voucher": "claim at most what the voucher promises",
     "claim is already paid": "there is nothing new to redeem",
+    "channel is batched": "finalise its close with the batch contract",
+    "this contract has no batches": "open the channel as a direct one",
     "voucher is forged": "the channel's spending key did not sign it; drop it",
+    "caps are out of range": "allocate less",
+    "no fees to collect": "wait until workers were paid",
+    # Of the contract Batches.
+    "bond balance too low": "deposit more for bonds",
+    "snapshot is too old": "build the batch again from the newest block",
+    "snapshot was reorganised": "build the batch again from the newest block",
+    "snapshot goes back": "somebody posted a newer batch; build this one again",
+    "batch is too large": "leave channels for the next batch",
+    "total is out of range": "check the batch before posting it",
+    "another batch was posted": "read the batch from the chain again",
+    "batch is resolved": "it cannot be judged any more",
+    "batch is not void": "the demand stands until it is answered or the batch is void",
+    "batch is not final": "wait until its window has passed",
+    "challenge window is over": "nothing can be proven of this batch any more",
+    "voucher is signed": "there is no lie to prove",
+    "record is backed": "there is no lie to prove",
+    "record is in order": "there is no lie to prove",
+    "sums follow": "there is no lie to prove",
+    "filling is in order": "there is no lie to prove",
+    "block is the same": "there is no lie to prove",
+    "record is of another epoch": "use a record of the channel's present epoch",
+    "records are not adjacent": "give two neighbours",
+    "index is no record's": "name a record of the batch",
+    "index is a record's": "name the header or the filling",
+    "index is outside the tree": "name a place in the tree",
+    "path has another length": "make the proof again from the batch's file",
+    "path leads elsewhere": "make the proof again from the batch's file",
+    "layer has another length": "make the answer again from the batch's file",
+    "layer leads elsewhere": "make the answer again from the batch's file",
+    "a block is 16 KiB": "give a whole block",
+    "no such block": "name a block of the file",
+    "no such batch": "name one of the final batches",
+    "already demanded": "wait for the answer",
+    "too many demands": "wait for answers",
+    "nothing was demanded": "somebody answered it already",
+    "data window is open": "wait until the window has passed",
+    "not the last final batch": "claim on the last one",
+    "nothing new in it": "as much is on record already",
+    "a later batch counts": "use the last final batch from before the request",
+    "batch is from after the request": "use the last final batch from before the request",
+    "a batch may still count it": "wait a few blocks",
+    "a batch is pending": "wait until it is resolved",
+    "second window is open": "prove what the batch counted, or wait",
+    "the channel stands before": "make the proof again from the batch's file",
+    "the channel stands after": "make the proof again from the batch's file",
+    "the channel stands there": "make the proof again from the batch's file",
+    "total is above the cap": "agree on what the cap covers",
+    "worker did not sign": "ask the worker for its signature",
+    "more was paid already": "agree on what was paid at least",
 }
 
 
@@ -56,11 +107,15 @@ class ChannelState:
     cap: int
     """What the client has allocated in all; a voucher above it is refused."""
     settled: int
-    """What the worker has been paid in this epoch."""
+    """What the worker has been paid in this epoch; on a batched channel, what vouchers shown on chain promise."""
     spending_key: PeerId
     """The key that signs this epoch's vouchers."""
     closing_at: int | None
     """When a requested close can be finalised; None while no close was requested."""
+    batched: bool = False
+    """Paid by claims on batches; a direct channel is paid by `Settlement.redeem`."""
+    closing_block: int | None = None
+    """The block of the request to close a batched channel: batches from there on leave it out."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.settled <= self.cap <= UINT128_MAX:
@@ -140,17 +195,27 @@ class Settlement(Protocol):
     def deposit(self, amount: int) -> Transaction:
         """Move tokens into this account's free balance, approving the contract where needed."""
 
-    def allocate(self, caps: Mapping[Address, int]) -> Transaction:
-        """Open channels to workers, or raise their caps to these totals, all or none."""
+    def allocate(self, caps: Mapping[Address, int], *, batched: bool = False) -> Transaction:
+        """Open channels to workers, or raise their caps to these totals, all or none.
+
+        A channel stays direct or ``batched`` for its epoch, as it was opened.
+        """
 
     def redeem(self, claims: Sequence[Claim]) -> Transaction:
-        """Pay workers what they earned, all or none. Anyone may send it."""
+        """Pay workers what they earned on direct channels. Anyone may send it.
+
+        Claims that are paid already are skipped unless all are; for other faults none is paid. On a batched channel
+        the voucher is put on record, to be paid at least when the channel closes.
+        """
 
     def request_close(self, worker: Address) -> Transaction:
         """Start the closing window of this account's channel to ``worker``."""
 
+    def request_exit(self, client: Address) -> Transaction:
+        """Start the closing window of ``client``'s channel to this account, from the worker's side."""
+
     def finalize_close(self, worker: Address) -> Transaction:
-        """After the window, return what was not paid to this account's free balance."""
+        """After the window of a direct channel, return what was not paid to this account's free balance."""
 
     def withdraw(self, amount: int) -> Transaction:
         """Pay free balance out to this account."""

@@ -20,7 +20,7 @@ from hexbytes import HexBytes
 from requests.exceptions import RequestException
 from web3 import HTTPProvider, Web3
 from web3.contract import Contract
-from web3.contract.contract import ContractFunction
+from web3.contract.contract import ContractConstructor, ContractFunction
 from web3.exceptions import (
     BadFunctionCallOutput,
     ContractLogicError,
@@ -32,6 +32,7 @@ from web3.exceptions import (
 from web3.types import RPCEndpoint, TxParams, TxReceipt, Wei
 
 from swarm import contracts
+from swarm.deployment import Terms, creation_record
 from swarm.errors import PaymentError, ResourceError, UnreachableError, UsageError, VerificationError
 from swarm.ids import Address, PeerId
 from swarm.settlement import (
@@ -110,7 +111,7 @@ class EvmSettlement:
         """The open channel between two accounts, or None."""
         with _mapped(self._url):
             state = self._settlement.functions.channel(_checksum(client), _checksum(worker)).call()
-        epoch, cap, settled, spending_key, closing_at = state
+        epoch, cap, settled, spending_key, closing_at, batched, closing_block = state
         if cap == 0:
             return None
         return ChannelState(
@@ -121,6 +122,8 @@ class EvmSettlement:
             settled=settled,
             spending_key=PeerId(spending_key),
             closing_at=closing_at or None,
+            batched=batched,
+            closing_block=closing_block or None,
         )
 
     def register_spending_key(self, spending_key: PeerId) -> Transaction:
@@ -139,13 +142,14 @@ class EvmSettlement:
         done = self._send(self._settlement.functions.deposit(amount))
         return Transaction(hash=done.hash, gas=done.gas + gas)
 
-    def allocate(self, caps: Mapping[Address, int]) -> Transaction:
+    def allocate(self, caps: Mapping[Address, int], *, batched: bool = False) -> Transaction:
         """Open channels to workers, or raise their caps to these totals, all or none."""
         check_batch(len(caps))
         for cap in caps.values():
             check_amount(cap)
         wanted = [(_checksum(worker), cap) for worker, cap in caps.items()]
-        return self._send(self._settlement.functions.allocate(wanted))
+        functions = self._settlement.functions
+        return self._send(functions.allocate_batched(wanted) if batched else functions.allocate(wanted))
 
     def redeem(self, claims: Sequence[Claim]) -> Transaction:
         """Pay workers what they earned, all or none. Anyone may send it."""
@@ -156,6 +160,10 @@ class EvmSettlement:
     def request_close(self, worker: Address) -> Transaction:
         """Start the closing window of this account's channel to ``worker``."""
         return self._send(self._settlement.functions.request_close(_checksum(worker)))
+
+    def request_exit(self, client: Address) -> Transaction:
+        """Start the closing window of ``client``'s channel to this account, from the worker's side."""
+        return self._send(self._settlement.functions.request_exit(_checksum(client)))
 
     def finalize_close(self, worker: Address) -> Transaction:
         """After the window, return what was not paid to this account's free balance."""
@@ -219,16 +227,20 @@ class EvmSettlement:
         return call.build_transaction(fields)
 
 
-def deploy(rpc_url: str, *, account_key: bytes, token: Address, close_window: int) -> Address:
-    """Deploy a settlement contract for ``token`` and return its address."""
+def deploy(rpc_url: str, *, account_key: bytes, token: Address, terms: Terms) -> tuple[Address, Address]:
+    """Deploy the settlement contracts for ``token`` and return the addresses of `Settlement` and `Batches`."""
     w3 = _open(rpc_url)
     signer = _signer(account_key)
     with _mapped(rpc_url):
         nonce = w3.eth.get_transaction_count(signer.address, "pending")
-        creation = _factory(w3, "Settlement").constructor(_checksum(token), close_window)
-        signed = signer.sign_transaction(creation.build_transaction({"from": signer.address, "nonce": nonce}))
-        sent = w3.eth.send_raw_transaction(signed.raw_transaction)
-        return _created(_mined(w3, sent))
+        batches = Address(Web3.keccak(creation_record(_address(signer.address), nonce + 1))[12:])
+        creation = _factory(w3, "Settlement").constructor(
+            _checksum(token), terms.close_window, _checksum(batches), _checksum(terms.pool), terms.fee_bps
+        )
+        settlement = _deployed(w3, signer, creation, nonce)
+        fixed = (terms.bond, terms.deposit, terms.challenge_window, terms.data_window, terms.lag)
+        creation = _factory(w3, "Batches").constructor(_checksum(settlement), _checksum(token), fixed)
+        return settlement, _deployed(w3, signer, creation, nonce + 1)
 
 
 def deploy_test_token(rpc_url: str) -> Address:
@@ -300,6 +312,11 @@ def _contract(w3: Web3, name: str, address: Address) -> Contract:
 def _factory(w3: Web3, name: str) -> type[Contract]:
     compiled = contracts.load(name)
     return w3.eth.contract(abi=compiled.abi, bytecode=compiled.bytecode)
+
+
+def _deployed(w3: Web3, signer: LocalAccount, creation: ContractConstructor, nonce: int) -> Address:
+    signed = signer.sign_transaction(creation.build_transaction({"from": signer.address, "nonce": nonce}))
+    return _created(_mined(w3, w3.eth.send_raw_transaction(signed.raw_transaction)))
 
 
 def _mined(w3: Web3, sent: HexBytes) -> TxReceipt:

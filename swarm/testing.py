@@ -34,9 +34,12 @@ class FakeChain:
     ``now`` is the chain's clock in seconds; it moves only by `advance`.
     """
 
-    def __init__(self, *, close_window: int = 60, now: int = 1_000_000) -> None:
+    def __init__(self, *, close_window: int = 60, now: int = 1_000_000, fee_bps: int = 0) -> None:
         self.close_window = close_window
         self.now = now
+        self.block = 1
+        self.fee_bps = fee_bps
+        self.fees = 0
         self.tokens: dict[Address, int] = {}
         self.free: dict[Address, int] = {}
         self.keys: dict[Address, PeerId] = {}
@@ -77,7 +80,13 @@ class FakeChain:
         self.free[client] -= amount
         self.mint(client, amount)
 
-    def allocate(self, client: Address, caps: Mapping[Address, int]) -> None:
+    def pay(self, worker: Address, amount: int) -> None:
+        """`Settlement._pay_worker`."""
+        fee = amount * self.fee_bps // 10_000
+        self.fees += fee
+        self.mint(worker, amount - fee)
+
+    def allocate(self, client: Address, caps: Mapping[Address, int], *, batched: bool = False) -> None:
         """`Settlement.allocate`."""
         key = self.keys.get(client)
         if key is None:
@@ -98,6 +107,7 @@ class FakeChain:
                     settled=0,
                     spending_key=key,
                     closing_at=None,
+                    batched=batched,
                 )
             elif channel.closing_at is not None:
                 raise refusal("channel is closing")
@@ -125,14 +135,17 @@ class FakeChain:
             if voucher.cumulative > channel.cap:
                 raise refusal("voucher is above the cap")
             if claim.amount <= channel.settled:
-                raise refusal("claim is already paid")
+                continue
             try:
                 claim.signed.verify(channel.spending_key)
             except VerificationError as error:
                 raise refusal("voucher is forged") from error
             changed[pair] = replace(channel, settled=claim.amount)
+        if not changed:
+            raise refusal("claim is already paid")
         for pair, channel in changed.items():
-            self.mint(channel.worker, channel.settled - self.channels[pair].settled)
+            if not channel.batched:
+                self.pay(channel.worker, channel.settled - self.channels[pair].settled)
         self.channels |= changed
 
     def request_close(self, client: Address, worker: Address) -> None:
@@ -140,7 +153,8 @@ class FakeChain:
         channel = self._open(client, worker)
         if channel.closing_at is not None:
             raise refusal("channel is closing")
-        self.channels[client, worker] = replace(channel, closing_at=self.now + self.close_window)
+        block = self.block if channel.batched else None
+        self.channels[client, worker] = replace(channel, closing_at=self.now + self.close_window, closing_block=block)
 
     def finalize_close(self, client: Address, worker: Address) -> None:
         """`Settlement.finalize_close`."""
@@ -149,6 +163,8 @@ class FakeChain:
             raise refusal("close was not requested")
         if self.now < channel.closing_at:
             raise refusal("closing window is open")
+        if channel.batched:
+            raise refusal("channel is batched")
         self.free[client] = self.free.get(client, 0) + channel.cap - channel.settled
         del self.channels[client, worker]
 
@@ -197,12 +213,12 @@ class FakeSettlement:
         self.chain.deposit(self.account, amount)
         return self._done()
 
-    def allocate(self, caps: Mapping[Address, int]) -> Transaction:
+    def allocate(self, caps: Mapping[Address, int], *, batched: bool = False) -> Transaction:
         """Open channels to workers, or raise their caps to these totals, all or none."""
         check_batch(len(caps))
         for cap in caps.values():
             check_amount(cap)
-        self.chain.allocate(self.account, caps)
+        self.chain.allocate(self.account, caps, batched=batched)
         return self._done()
 
     def redeem(self, claims: Sequence[Claim]) -> Transaction:
@@ -214,6 +230,11 @@ class FakeSettlement:
     def request_close(self, worker: Address) -> Transaction:
         """Start the closing window of this account's channel to ``worker``."""
         self.chain.request_close(self.account, worker)
+        return self._done()
+
+    def request_exit(self, client: Address) -> Transaction:
+        """Start the closing window of ``client``'s channel to this account, from the worker's side."""
+        self.chain.request_close(client, self.account)
         return self._done()
 
     def finalize_close(self, worker: Address) -> Transaction:

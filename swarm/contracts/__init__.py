@@ -1,6 +1,7 @@
 """The settlement contract: Vyper sources, and their ABI and bytecode as committed.
 
 Settlement.vy    channels, redemption of vouchers, closing
+Batches.vy       batches of vouchers: bonds, proofs of lies, claims, closes of batched channels
 ed25519.vy       the signature check that it imports
 TestToken.vy     an ERC-20 for demonstrations and tests
 *.json           what `python -m swarm.contracts.build` made of them; a test compiles again and compares
@@ -23,6 +24,6 @@ class Compiled:
 
 
 def load(name: str) -> Compiled:
-    """The committed build of ``name``: ``Settlement`` or ``TestToken``."""
+    """The committed build of ``name``: ``Settlement``, ``Batches`` or ``TestToken``."""
     data = json.loads(files(__name__).joinpath(f"{name}.json").read_text("utf-8"))
     return Compiled(abi=data["abi"], bytecode=bytes.fromhex(data["bytecode"]))

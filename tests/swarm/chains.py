@@ -9,19 +9,20 @@ from contextlib import contextmanager
 
 import trio
 
-from swarm.embedded_chain import ChainAddress, serve_chain
+from swarm.deployment import Terms
+from swarm.embedded_chain import POOL, ChainAddress, serve_chain
 
 
 @contextmanager
-def running_chain(close_window: int) -> Iterator[ChainAddress]:
+def running_chain(close_window: int, *, fee_bps: int = 0) -> Iterator[ChainAddress]:
     """A chain on a free port for the length of the block."""
     started: queue.SimpleQueue[tuple[ChainAddress, Callable[[], None]]] = queue.SimpleQueue()
 
+    terms = Terms(close_window=close_window, fee_bps=fee_bps, pool=POOL)
+
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(
-                lambda task_status: serve_chain(close_window=close_window, task_status=task_status)
-            )
+            address = await nursery.start(lambda task_status: serve_chain(terms=terms, task_status=task_status))
             token = trio.lowlevel.current_trio_token()
             started.put((address, lambda: token.run_sync_soon(nursery.cancel_scope.cancel)))
 

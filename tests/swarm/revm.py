@@ -12,6 +12,7 @@ from eth_abi.abi import decode, encode
 from eth_utils.crypto import keccak
 
 from swarm import contracts
+from swarm.deployment import Terms, creation_record
 from swarm.ids import Address, PeerId
 from swarm.settlement import (
     AccountState,
@@ -64,16 +65,26 @@ class Deployed:
 class RevmChain:
     """An EVM (Prague rules) with the test token and a settlement contract on it."""
 
-    def __init__(self, *, close_window: int = 60, chain_id: int = 1337) -> None:
+    def __init__(self, *, close_window: int = 60, chain_id: int = 1337, terms: Terms | None = None) -> None:
+        self.terms = terms or Terms(close_window=close_window, fee_bps=0)
         self.chain_id = chain_id
         self.now = NOW
+        self.block = 1
         self.gas = 0
         env = pyrevm.Env(cfg=pyrevm.CfgEnv(chain_id=chain_id))
         self.evm = pyrevm.EVM(env=env, gas_limit=GAS, spec_id="PRAGUE")
         self.advance(0)
         self.token = self.deploy("TestToken", b"")
-        arguments = encode(["address", "uint256"], [self.token.address, close_window])
-        self.settlement = self.deploy("Settlement", arguments)
+        self.settlement, self.batches = self.deploy_settlement(self.token.address)
+
+    def deploy_settlement(self, token: Address) -> tuple[Deployed, Deployed]:
+        """Deploy both settlement contracts."""
+        account = self.evm.basic(f"0x{DEPLOYER}")
+        batches = Address(keccak(creation_record(DEPLOYER, account.nonce + 1))[12:])
+        settlement = self.deploy("Settlement", self.terms.settlement_arguments(token, batches))
+        deployed = self.deploy("Batches", self.terms.batches_arguments(settlement.address, token))
+        assert deployed.address == batches
+        return settlement, deployed
 
     def deploy(self, name: str, arguments: bytes) -> Deployed:
         """Deploy a committed build."""
@@ -102,7 +113,12 @@ class RevmChain:
     def advance(self, seconds: int) -> None:
         """Move the chain's clock."""
         self.now += seconds
-        self.evm.set_block_env(pyrevm.BlockEnv(timestamp=self.now))
+        self.mine(0)
+
+    def mine(self, blocks: int = 1) -> None:
+        """Let blocks pass without time."""
+        self.block += blocks
+        self.evm.set_block_env(pyrevm.BlockEnv(timestamp=self.now, number=self.block))
 
     def account(self, address: Address) -> RevmSettlement:
         """The contract as ``address`` uses it."""
@@ -151,7 +167,9 @@ class RevmSettlement:
         )
 
     def channel(self, client: Address, worker: Address) -> ChannelState | None:
-        epoch, cap, settled, key, closing_at = self._view("channel", f"0x{client}", f"0x{worker}")
+        epoch, cap, settled, key, closing_at, batched, closing_block = self._view(
+            "channel", f"0x{client}", f"0x{worker}"
+        )
         if cap == 0:
             return None
         return ChannelState(
@@ -162,6 +180,8 @@ class RevmSettlement:
             settled=settled,
             spending_key=PeerId(key),
             closing_at=closing_at or None,
+            batched=batched,
+            closing_block=closing_block or None,
         )
 
     def register_spending_key(self, spending_key: PeerId) -> Transaction:
@@ -172,11 +192,12 @@ class RevmSettlement:
         self.chain.token.call(self.account, "approve", f"0x{self.contract}", amount)
         return self._send("deposit", amount)
 
-    def allocate(self, caps: Mapping[Address, int]) -> Transaction:
+    def allocate(self, caps: Mapping[Address, int], *, batched: bool = False) -> Transaction:
         check_batch(len(caps))
         for cap in caps.values():
             check_amount(cap)
-        return self._send("allocate", [(f"0x{worker}", cap) for worker, cap in caps.items()])
+        name = "allocate_batched" if batched else "allocate"
+        return self._send(name, [(f"0x{worker}", cap) for worker, cap in caps.items()])
 
     def redeem(self, claims: Sequence[Claim]) -> Transaction:
         check_claims(claims, chain_id=self.chain_id, contract=self.contract)
@@ -184,6 +205,9 @@ class RevmSettlement:
 
     def request_close(self, worker: Address) -> Transaction:
         return self._send("request_close", f"0x{worker}")
+
+    def request_exit(self, client: Address) -> Transaction:
+        return self._send("request_exit", f"0x{client}")
 
     def finalize_close(self, worker: Address) -> Transaction:
         return self._send("finalize_close", f"0x{worker}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -32,18 +33,21 @@ def test_the_committed_build_is_what_the_sources_give(name: str) -> None:
     assert (FOLDER / f"{name}.json").read_text("utf-8") == compile_contract(name)
 
 
-def test_the_contract_fits_the_limit_of_a_chain() -> None:
+def test_the_contracts_fit_the_limit_of_a_chain() -> None:
     chain = RevmChain()
-    code = chain.evm.get_code(f"0x{chain.settlement.address}")
-    assert code is not None
-    assert 0 < len(code) <= 24_576  # EIP-170
+    for deployed in (chain.settlement, chain.batches):
+        code = chain.evm.get_code(f"0x{deployed.address}")
+        assert code is not None
+        assert 0 < len(code) <= 24_576  # EIP-170
 
 
 def test_every_reason_of_the_contract_has_advice() -> None:
-    source = (FOLDER / "Settlement.vy").read_text() + (FOLDER / "ed25519.vy").read_text()
-    reasons = {line.split('"')[1] for line in source.splitlines() if ', "' in line and line.rstrip().endswith('"')}
-    assert len(reasons) > 20
-    rare = {"token has no code", "window above a year", "clock is out of range"}
+    source = "".join((FOLDER / f"{name}.vy").read_text() for name in ("Settlement", "Batches", "ed25519"))
+    reasons = set(re.findall(r'(?:assert [^\n]*|^\)), "([^"]+)"$', source, re.MULTILINE))
+    reasons |= set(re.findall(r'^    \), "([^"]+)"$', source, re.MULTILINE))
+    assert len(reasons) > 60
+    rare = {"token has no code", "window above a year", "lag outside 1 to 255", "no bond"}
+    rare |= {"fee above its cap", "no pool for the fee", "only for the batch contract"}
     rare |= {"key numbers are used up", "channel epochs are used up"}
     assert reasons - rare <= ADVICE.keys()
 
@@ -412,7 +416,7 @@ def test_a_voucher_for_another_chain_or_contract_is_forged_here() -> None:
     opened(here, 100, worker)
     with pytest.raises(Reverted, match="voucher is forged"):
         here.settlement.call(worker, "redeem", [_fields(opened(abroad, 100, worker), 100)])
-    second = here.deploy("Settlement", encode(["address", "uint256"], [here.token.address, 60]))
+    second, _ = here.deploy_settlement(here.token.address)
     first, here.settlement = here.settlement, second
     elsewhere = opened(here, 100, worker)
     with pytest.raises(Reverted, match="voucher is forged"):
@@ -451,8 +455,7 @@ def transfer(receiver: address, amount: uint256) -> bool:
 def hostile(chain: RevmChain, fee: int, answer: bool) -> Deployed:
     compiled = compile_source(HOSTILE_TOKEN)
     token = chain.deploy_code(compiled.abi, compiled.bytecode + encode(["uint256", "bool"], [fee, answer]))
-    arguments = encode(["address", "uint256"], [token.address, 60])
-    return chain.deploy("Settlement", arguments)
+    return chain.deploy_settlement(token.address)[0]
 
 
 def test_tokens_that_misbehave_are_refused() -> None:

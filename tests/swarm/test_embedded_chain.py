@@ -93,7 +93,7 @@ def test_malformed_requests_are_answered_as_json_rpc_says(chain: EmbeddedChain) 
 def test_a_bad_transaction_is_refused(chain: EmbeddedChain) -> None:
     for raw in ("0x", "0x00", "0x02" + "c0", "0xdeadbeef", "zz"):
         assert ask(chain, rpc("eth_sendRawTransaction", raw))["error"]["code"] in (-32602, -32000), raw
-    assert int(chain.call("eth_blockNumber", []), 16) == 2
+    assert int(chain.call("eth_blockNumber", []), 16) == 3
 
 
 def test_blocks_receipts_and_state_have_a_nodes_form(chain: EmbeddedChain) -> None:
@@ -110,7 +110,7 @@ def test_blocks_receipts_and_state_have_a_nodes_form(chain: EmbeddedChain) -> No
     assert chain.call("eth_getTransactionReceipt", ["0x" + "11" * 32]) is None
     assert len(chain.call("eth_getCode", [f"0x{chain.contract}", "latest"])) > 10_000
     assert chain.call("eth_getStorageAt", [f"0x{chain.contract}", "0x0", "latest"]) == "0x" + "00" * 32
-    assert int(chain.call("eth_getTransactionCount", [account, "pending"]), 16) == 2
+    assert int(chain.call("eth_getTransactionCount", [account, "pending"]), 16) == 3
     assert int(chain.call("eth_gasPrice", []), 16) > 0
     assert chain.call("eth_getLogs", [{"fromBlock": "0x0", "toBlock": "latest"}]) == []
 

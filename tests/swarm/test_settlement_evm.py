@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm.deployment import Terms
 from swarm.embedded_chain import CHAIN_ID, ChainAddress
 from swarm.errors import PaymentError, ResourceError, UnreachableError, UsageError, VerificationError
 from swarm.identity import Identity
@@ -108,12 +109,12 @@ def test_threads_share_one_account(chain: ChainAddress) -> None:
 def test_a_second_contract_with_its_own_token(chain: ChainAddress) -> None:
     connect(chain).fund(account_address(KEY), native=10**18, tokens=0)
     token = deploy_test_token(chain.url)
-    contract = deploy(chain.url, account_key=KEY, token=token, close_window=5)
+    contract, _ = deploy(chain.url, account_key=KEY, token=token, terms=Terms(close_window=5, fee_bps=0))
     settlement = EvmSettlement.connect(chain.url, contract, account_key=KEY)
     assert (settlement.token, settlement.close_window) == (token, 5)
     assert token != chain.token
     with pytest.raises(PaymentError, match="token has no code"):
-        deploy(chain.url, account_key=KEY, token=Address(b"\x01" * 20), close_window=5)
+        deploy(chain.url, account_key=KEY, token=Address(b"\x01" * 20), terms=Terms(close_window=5, fee_bps=0))
 
 
 def test_an_account_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
