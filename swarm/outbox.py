@@ -3,7 +3,8 @@
 Each stream may have `STREAM_WINDOW` bytes on the way or unread at the other side, the connection `CONNECTION_WINDOW`.
 **A message starts only when all of it fits both windows**, and messages of one class go one after another, so a
 message that has started always can end: no deadlock over half-received messages. Urgent messages go before the
-frames of bulk ones, frame by frame; a stream's own messages keep their order.
+frames of bulk ones, frame by frame. A stream's own messages keep their order: what follows a bulk one waits behind it,
+whatever it is, and a bulk one waits for the urgent ones before it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class _Message:
 @dataclass(slots=True, eq=False)
 class _Sender:
     window: int
-    waiting: int = 0  # messages not wholly sent
-    urgent: bool = True  # the queue they are in
+    urgent: int = 0  # messages not wholly sent, by the queue they are in
+    bulk: int = 0
 
 
 class Outbox:
@@ -67,14 +68,14 @@ class Outbox:
         """Bytes that may be begun on an open stream now."""
         return self._senders[stream].window
 
-    def is_full(self, *, urgent: bool) -> bool:
-        """Whether senders of this class must wait. A prefill on its way holds up no token."""
-        return self._queued[urgent] > MAX_QUEUED
+    def is_full(self, stream: int, *, urgent: bool) -> bool:
+        """Whether a sender of this class must wait. A prefill on its way holds up no other stream's token."""
+        return self._queued[self._class(stream, urgent)] > MAX_QUEUED
 
     def is_sending(self, stream: int) -> bool:
         """Whether anything of the stream is not wholly sent."""
         sender = self._senders.get(stream)
-        return sender is not None and sender.waiting > 0
+        return sender is not None and sender.urgent + sender.bulk > 0
 
     # ---- streams --------------------------------------------------------------------------------------------------
 
@@ -85,20 +86,18 @@ class Outbox:
     def drop(self, stream: int) -> None:
         """Forget a stream and what was still to be sent on it; the room of frames never sent is free again."""
         sender = self._senders.pop(stream, None)
-        if sender is None or not sender.waiting:
-            return
-        kept: deque[_Message] = deque()
-        for item in self._urgent if sender.urgent else self._bulk:
-            if item.stream != stream:
-                kept.append(item)
-                continue
-            self._queued[item.urgent] -= item.size + MESSAGE_COST
-            if item.begun:
-                self._window += sum(len(frame) - HEADER_SIZE for frame in item.frames)
-        if sender.urgent:
-            self._urgent = kept
-        else:
-            self._bulk = kept
+        if sender is not None and sender.urgent:
+            self._urgent = self._without(stream, self._urgent)
+        if sender is not None and sender.bulk:
+            self._bulk = self._without(stream, self._bulk)
+
+    def _without(self, stream: int, queue: deque[_Message]) -> deque[_Message]:
+        for item in queue:
+            if item.stream == stream:
+                self._queued[item.urgent] -= item.size + MESSAGE_COST
+                if item.begun:
+                    self._window += sum(len(frame) - HEADER_SIZE for frame in item.frames)
+        return deque(item for item in queue if item.stream != stream)
 
     def clear(self) -> None:
         """Forget all streams. Control frames stay: the reason for a goodbye is among them."""
@@ -111,13 +110,18 @@ class Outbox:
 
     def push(self, stream: int, frames: Sequence[bytes], size: int, *, fin: bool, urgent: bool) -> None:
         """Queue the frames of a message of ``size`` bytes on an open stream."""
-        sender = self._senders[stream]
-        if not sender.waiting:
-            sender.urgent = urgent  # else it stays behind its stream's earlier messages
-        sender.waiting += 1
-        self._queued[sender.urgent] += size + MESSAGE_COST
-        queue = self._urgent if sender.urgent else self._bulk
-        queue.append(_Message(stream, deque(frames), size, fin, sender.urgent))
+        urgent = self._class(stream, urgent)
+        self._queued[urgent] += size + MESSAGE_COST
+        if urgent:
+            self._senders[stream].urgent += 1
+        else:
+            self._senders[stream].bulk += 1
+        (self._urgent if urgent else self._bulk).append(_Message(stream, deque(frames), size, fin, urgent))
+
+    def _class(self, stream: int, urgent: bool) -> bool:
+        """What a message is queued as: nothing overtakes its own stream's bulk messages."""
+        sender = self._senders.get(stream)
+        return urgent and (sender is None or not sender.bulk)
 
     def push_end(self, stream: int) -> None:
         """Queue the end of our direction."""
@@ -141,7 +145,10 @@ class Outbox:
                 return frame, None
             queue.popleft()
             self._queued[item.urgent] -= item.size + MESSAGE_COST
-            self._senders[item.stream].waiting -= 1
+            if item.urgent:
+                self._senders[item.stream].urgent -= 1
+            else:
+                self._senders[item.stream].bulk -= 1
             return frame, item.stream if item.fin else None
         return None
 
@@ -162,7 +169,7 @@ class Outbox:
 
     def _admit(self, item: _Message) -> bool:
         sender = self._senders[item.stream]
-        if item.size > sender.window or item.size > self._window:
+        if item.size > sender.window or item.size > self._window or (sender.urgent and not item.urgent):
             return False
         sender.window -= item.size
         self._window -= item.size

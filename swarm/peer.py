@@ -18,12 +18,13 @@ from typing import Protocol, TypeVar
 import trio
 
 from swarm.errors import ClosedError, ResourceError, SwarmError, UnreachableError, VerificationError
+from swarm.events import Closed, Ended, Event, Opened, Received, Reset, State
 from swarm.failures import error_of, failure_of
 from swarm.identity import Identity
 from swarm.ids import PeerId
 from swarm.messages import Message
 from swarm.nurseries import open_nursery, single_error
-from swarm.protocol import MAX_STREAMS, Closed, Connection, Ended, Event, Opened, Received, Reset, State
+from swarm.protocol import MAX_STREAMS, Connection
 from swarm.streams import Stream
 from swarm.tls import client_context, remote_key, server_context
 
@@ -58,6 +59,7 @@ class Peer:
         self._serving = 0
         self._opened = trio.Event()
         self._over = trio.Event()
+        self._written = trio.Event()  # the writer has ended
         self._closed: SwarmError | None = None
         self.address = _address(transport)
 
@@ -97,9 +99,9 @@ class Peer:
 
     # ---- between streams and core ---------------------------------------------------------------------------------
 
-    def _is_full(self, *, urgent: bool) -> bool:
+    def _is_full(self, stream: int, *, urgent: bool) -> bool:
         self._raise_if_closed()
-        return self._core.is_full(urgent=urgent)
+        return self._core.is_full(stream, urgent=urgent)
 
     def _send(self, stream: int, message: Message, raw: bytes | memoryview, *, fin: bool, urgent: bool) -> None:
         self._core.send(stream, message, raw, fin=fin, urgent=urgent)
@@ -199,6 +201,8 @@ class Peer:
                     await self._writable.wait()
         except UnreachableError as error:
             self._end(error)
+        finally:
+            self._written.set()
 
     def _end(self, error: SwarmError) -> None:
         self._closed = self._closed or error
@@ -221,12 +225,11 @@ class Peer:
 
     async def _hang_up(self) -> None:
         """Say goodbye if the other side takes it at once, and close."""
-        self._core.close()
-        with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), _ignored():
-            if data := self._core.data_to_send():
-                await self._transport.transport_stream.wait_send_all_might_not_block()
-                await self._transport.send_all(data)
         self._end(ClosedError("the connection is closed", peer_id=self._core.peer_id))
+        with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), _ignored():
+            await self._written.wait()
+            if data := self._core.data_to_send():  # a writer that was cancelled has left it
+                await self._transport.send_all(data)
         await trio.aclose_forcefully(self._transport)
 
 
@@ -406,12 +409,15 @@ def _mapped(peer: Peer) -> Iterator[None]:
 def _ignored() -> Iterator[None]:
     try:
         yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError, ssl.SSLError, OSError):
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError):
         return
 
 
 def _why(error: BaseException) -> str:
     if isinstance(error, trio.TooSlowError):
         return f"nothing for {CONNECT_TIMEOUT:.0f} s"
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    return getattr(cause, "strerror", None) or str(error) or type(error).__name__
+    cause = error.__cause__
+    while isinstance(cause, BaseExceptionGroup):  # one for each address of the host
+        cause = cause.exceptions[0]
+    text = (isinstance(cause, OSError) and cause.strerror) or str(error) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -28,10 +28,10 @@ from __future__ import annotations
 import struct
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 
 from swarm import messages
 from swarm.errors import ClosedError, ProtocolError, SwarmError, UnreachableError, UsageError, VerificationError
+from swarm.events import Closed, Ended, Event, Opened, Received, Reset, Role, State
 from swarm.frames import (
     END_MESSAGE,
     END_STREAM,
@@ -42,102 +42,23 @@ from swarm.frames import (
     Kind,
     pack_frame,
     pack_message,
+    pack_reason,
+    read_reason,
     split_message,
 )
-from swarm.identity import Identity, domain_tag, verify_raw
+from swarm.greeting import AGENT, check_proof, prove
+from swarm.identity import Identity
 from swarm.ids import PeerId
-from swarm.messages import AnyMessage, Hello, Message, Proof
-from swarm.outbox import CONNECTION_WINDOW, MAX_QUEUED, STREAM_WINDOW, WINDOW_STEP, Outbox
-
-__all__ = [
-    "CONNECTION_WINDOW",
-    "DEAD_AFTER",
-    "HEARTBEAT",
-    "MAX_QUEUED",
-    "MAX_STREAMS",
-    "STREAM_WINDOW",
-    "WINDOW_STEP",
-    "Role",
-    "State",
-    "Event",
-    "Opened",
-    "Received",
-    "Ended",
-    "Reset",
-    "Closed",
-    "Connection",
-    "proof_message",
-]
+from swarm.messages import Hello, Message, Proof
+from swarm.outbox import CONNECTION_WINDOW, STREAM_WINDOW, WINDOW_STEP, Outbox
 
 MAX_STREAMS = 1024  # open at once on one connection
 MAX_CONTROL = 4096  # answers waiting for a peer that asks and does not read
 SEND_BATCH = 256 << 10  # bytes handed to the transport at once; what an urgent message may have to wait for
-MAX_REASON = 512
 HEARTBEAT = 1.0
 DEAD_AFTER = 10.0  # a busy machine may hold a process up for seconds
 
-_CALLER_TAG = domain_tag("swarm-peer/v1")
 _U32 = struct.Struct("!I")
-
-
-class Role(Enum):
-    """Which side of the TLS connection this is."""
-
-    CALLER = "caller"
-    CALLED = "called"
-
-
-class State(Enum):
-    """See the theory of operation."""
-
-    GREETING = "greeting"
-    OPEN = "open"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The greeting is done: both keys are proven."""
-
-    peer_id: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A whole message. ``first`` marks the one that opens a stream of the peer's; ``fin`` the last of its direction."""
-
-    stream: int
-    message: AnyMessage
-    raw: memoryview
-    first: bool
-    fin: bool
-    size: int
-    """Bytes to give back with `Connection.consumed` once the message has been dealt with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The peer ended its direction of a stream without another message."""
-
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """The peer dropped a stream."""
-
-    stream: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The connection is over; ``error`` says why, None for a goodbye."""
-
-    error: SwarmError | None
-
-
-Event = Opened | Received | Ended | Reset | Closed
 
 
 @dataclass(slots=True)
@@ -150,11 +71,6 @@ class _Stream:
     started: bool = False  # a message of the peer's has arrived
     sent_fin: bool = False
     got_fin: bool = False
-
-
-def proof_message(server: PeerId, nonce: bytes) -> bytes:
-    """What the caller signs: tag ‖ the called side's key ‖ its nonce."""
-    return _CALLER_TAG + server + nonce
 
 
 class Connection:
@@ -183,7 +99,7 @@ class Connection:
         self._heard = self._started = self._pinged = now
         self._events: deque[Event] = deque()
         if self.role is Role.CALLED:
-            self._control.extend(pack_message(0, messages.encode(Hello(nonce, agent="swarm-inference"))))
+            self._control.extend(pack_message(0, messages.encode(Hello(nonce, agent=AGENT))))
 
     @property
     def queued(self) -> int:
@@ -200,9 +116,9 @@ class Connection:
         """Streams that are not over, what is still to be sent on them included."""
         return len(self._streams)
 
-    def is_full(self, *, urgent: bool) -> bool:
-        """Whether senders of this class must wait before they `send`."""
-        return self._outbox.is_full(urgent=urgent)
+    def is_full(self, stream: int, *, urgent: bool) -> bool:
+        """Whether a sender of this class must wait before it may `send`."""
+        return self._outbox.is_full(stream, urgent=urgent)
 
     # ---- bytes and time in ----------------------------------------------------------------------------------------
 
@@ -222,7 +138,7 @@ class Connection:
                     raise ProtocolError(f"peer {self._name()} does not read the answers it asks for")
         except (ProtocolError, VerificationError) as error:
             error.peer_id = self.peer_id
-            self._control.append(pack_frame(Kind.GOODBYE, 0, _wire_reason(error.message)))
+            self._control.append(pack_frame(Kind.GOODBYE, 0, pack_reason(error.message)))
             self._close(error)
         events = list(self._events)
         self._events.clear()
@@ -292,10 +208,7 @@ class Connection:
         state = self._streams.get(received.stream)
         if state is not None:
             state.held -= received.size
-            state.unread += received.size
-            if state.unread >= WINDOW_STEP and not state.got_fin:
-                self._control.append(pack_frame(Kind.WINDOW, received.stream, _U32.pack(state.unread)))
-                state.unread = 0
+            self._give_back_on(received.stream, state, received.size)
 
     def finish(self, stream: int) -> None:
         """End our direction after what is queued, and drop whatever still comes from the other side."""
@@ -306,6 +219,7 @@ class Connection:
             self.reset(stream, "")
             return
         state.deaf = True
+        self._drop_parts(stream, state)
         if not state.sent_fin:
             state.sent_fin = True
             self._outbox.push_end(stream)
@@ -314,12 +228,12 @@ class Connection:
     def reset(self, stream: int, reason: str) -> None:
         """Drop a stream, and what was still to be sent on it."""
         if self._drop(stream):
-            self._control.append(pack_frame(Kind.RESET, stream, _wire_reason(reason)))
+            self._control.append(pack_frame(Kind.RESET, stream, pack_reason(reason)))
 
     def close(self, reason: str = "") -> None:
         """Say goodbye; what is queued and not sent is dropped."""
         if self.state is not State.CLOSED:
-            self._control.append(pack_frame(Kind.GOODBYE, 0, _wire_reason(reason)))
+            self._control.append(pack_frame(Kind.GOODBYE, 0, pack_reason(reason)))
             self._close(None)
 
     # ---- bytes out ------------------------------------------------------------------------------------------------
@@ -352,7 +266,7 @@ class Connection:
             case Kind.RESET:
                 self._use(frame.stream)
                 if self._drop(frame.stream):
-                    self._events.append(Reset(frame.stream, _reason(frame.payload)))
+                    self._events.append(Reset(frame.stream, read_reason(frame.payload)))
             case Kind.PING:
                 if len(frame.payload) != 8:
                     raise ProtocolError("a ping carries 8 bytes")
@@ -360,7 +274,7 @@ class Connection:
             case Kind.PONG:
                 pass
             case Kind.GOODBYE:
-                reason = _reason(frame.payload)
+                reason = read_reason(frame.payload)
                 what = f"peer {self._name()} closed the connection" + (f": {reason}" if reason else "")
                 self._close(ClosedError(what, peer_id=self.peer_id))
             case _:
@@ -368,7 +282,9 @@ class Connection:
 
     def _greet(self, frame: Frame) -> None:
         if frame.kind == Kind.GOODBYE:
-            self._close(ClosedError(f"peer {self._name()} refused us: {_reason(frame.payload)}", peer_id=self.peer_id))
+            self._close(
+                ClosedError(f"peer {self._name()} refused us: {read_reason(frame.payload)}", peer_id=self.peer_id)
+            )
             return
         if frame.kind == Kind.PING:
             return
@@ -377,27 +293,15 @@ class Connection:
         header, _ = split_message(frame.payload)
         message = messages.decode(header)
         if self.role is Role.CALLER and isinstance(message, Hello):
-            self._check_version(message.version)
-            signature = self._identity.sign_raw(proof_message(self._called_key, message.nonce))
-            proof = Proof(self._identity.peer_id, signature, agent="swarm-inference")
+            proof = prove(self._identity, self._called_key, message)
             self._control.extend(pack_message(0, messages.encode(proof)))
             peer_id = self._called_key
         elif self.role is Role.CALLED and isinstance(message, Proof):
-            self._check_version(message.version)
-            if not verify_raw(message.peer_id, proof_message(self._called_key, self._nonce), message.signature):
-                raise VerificationError(f"peer {message.peer_id.short} did not prove its key")
-            peer_id = self.peer_id = message.peer_id
+            peer_id = self.peer_id = check_proof(message, self._called_key, self._nonce)
         else:
             raise ProtocolError(f"peer {self._name()} did not begin with a greeting")
         self.state = State.OPEN
         self._events.append(Opened(peer_id))
-
-    def _check_version(self, version: int) -> None:
-        if version != messages.VERSION:
-            raise ProtocolError(
-                f"peer {self._name()} speaks version {version} of the peer protocol, this is {messages.VERSION}: "
-                "upgrade the older one"
-            )
 
     def _receive_part(self, frame: Frame) -> None:
         state = self._streams.get(frame.stream)
@@ -410,6 +314,12 @@ class Connection:
         if not frame.payload and not frame.flags & END_STREAM:
             raise ProtocolError(f"peer {self._name()} sent an empty frame that ends nothing")
         size = len(frame.payload)
+        if state.deaf:
+            self._give_back(size)
+            self._give_back_on(frame.stream, state, size)
+            state.got_fin = bool(frame.flags & END_STREAM)
+            self._forget_if_done(frame.stream)
+            return
         self._held += size
         state.held += size
         self._check_window(state)
@@ -440,8 +350,7 @@ class Connection:
         if frame.payload or state.parts is not None or not (state.started or ours):
             raise ProtocolError(f"peer {self._name()} ended a stream in the middle of a message")
         state.got_fin = True
-        if not state.deaf:
-            self._events.append(Ended(frame.stream))
+        self._events.append(Ended(frame.stream))
         self._forget_if_done(frame.stream)
 
     def _receive_message(self, frame: Frame, state: _Stream, body: bytes | bytearray) -> None:
@@ -455,10 +364,7 @@ class Connection:
         state.got_fin = bool(frame.flags & END_STREAM)
         received = Received(frame.stream, message, raw, first, state.got_fin, len(body))
         self._delivered += received.size
-        if state.deaf:
-            self.consumed(received)
-        else:
-            self._events.append(received)
+        self._events.append(received)
         if state.got_fin:
             self._forget_if_done(frame.stream)
 
@@ -503,6 +409,22 @@ class Connection:
             self._control.append(pack_frame(Kind.WINDOW, 0, _U32.pack(self._unread)))
             self._unread = 0
 
+    def _give_back_on(self, stream: int, state: _Stream, size: int) -> None:
+        """The same on one stream, while the peer may still send on it."""
+        state.unread += size
+        if state.unread >= WINDOW_STEP and not state.got_fin:
+            self._control.append(pack_frame(Kind.WINDOW, stream, _U32.pack(state.unread)))
+            state.unread = 0
+
+    def _drop_parts(self, stream: int, state: _Stream) -> None:
+        """The room of a message that nobody will see whole goes back to the peer."""
+        if state.parts is not None:
+            size, state.parts = len(state.parts), None
+            self._held -= size
+            state.held -= size
+            self._give_back(size)
+            self._give_back_on(stream, state, size)
+
     # ---- beginnings and ends --------------------------------------------------------------------------------------
 
     def _open(self, stream: int, *, announced: bool = False) -> _Stream:
@@ -514,18 +436,18 @@ class Connection:
         state = self._streams.get(stream)
         if state is None or self._outbox.is_sending(stream):
             return
-        if state.sent_fin and (state.got_fin or state.deaf):
+        # A stream that nobody reads lives on until its sender ends it, who needs credit for what is dropped here.
+        if state.sent_fin and state.got_fin:
             self._drop(stream)
 
     def _drop(self, stream: int) -> bool:
-        """Forget a stream; the room of a message that will never be whole goes back to the peer."""
+        """Forget a stream."""
         state = self._streams.pop(stream, None)
         if state is None:
             return False
         self._outbox.drop(stream)
-        if state.parts is not None:
-            self._held -= len(state.parts)
-            self._give_back(len(state.parts))
+        state.got_fin = True
+        self._drop_parts(stream, state)
         return True
 
     def _close(self, error: SwarmError | None) -> None:
@@ -540,12 +462,3 @@ class Connection:
 
     def _name(self) -> str:
         return self.peer_id.short if self.peer_id is not None else "(unknown)"
-
-
-def _wire_reason(text: str) -> bytes:
-    return text.encode("utf-8", "replace")[:MAX_REASON]
-
-
-def _reason(payload: bytes) -> str:
-    text = payload[:MAX_REASON].decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import trio
 
 from swarm.errors import ClosedError, ProtocolError, SwarmError
+from swarm.events import Received
 from swarm.failures import error_of, failure_of
 from swarm.messages import Failure, Message
-from swarm.protocol import Received
 
 if TYPE_CHECKING:
     from swarm.peer import Peer
@@ -43,7 +43,7 @@ class Stream:
         while True:
             if self._error is not None:
                 raise self._error.with_traceback(None)
-            if not self.peer._is_full(urgent=urgent):
+            if not self.peer._is_full(self.id, urgent=urgent):
                 break
             await self.peer._room.park()
         self.peer._send(self.id, message, raw, fin=fin, urgent=urgent)

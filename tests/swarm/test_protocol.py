@@ -11,29 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from swarm import frames, messages, outbox, protocol
 from swarm.errors import ClosedError, ProtocolError, SwarmError, UnreachableError, UsageError, VerificationError
+from swarm.events import Closed, Ended, Event, Opened, Received, Reset, Role, State
 from swarm.frames import END_MESSAGE, END_STREAM, MAX_MESSAGE, MAX_PAYLOAD, FrameReader, Kind, pack_frame, pack_message
+from swarm.greeting import proof_message
 from swarm.identity import Identity
 from swarm.ids import PeerId
 from swarm.messages import CloseSession, Hello, ObjectPart, Proof, SessionClosed, Step, encode
-from swarm.protocol import (
-    CONNECTION_WINDOW,
-    DEAD_AFTER,
-    HEARTBEAT,
-    MAX_CONTROL,
-    MAX_STREAMS,
-    STREAM_WINDOW,
-    WINDOW_STEP,
-    Closed,
-    Connection,
-    Ended,
-    Event,
-    Opened,
-    Received,
-    Reset,
-    Role,
-    State,
-    proof_message,
-)
+from swarm.outbox import CONNECTION_WINDOW, STREAM_WINDOW, WINDOW_STEP
+from swarm.protocol import DEAD_AFTER, HEARTBEAT, MAX_CONTROL, MAX_STREAMS, Connection
 
 CALLER, CALLED, NONCE = Identity(b"a" * 32), Identity(b"b" * 32), b"n" * 32
 OK = SessionClosed()
@@ -274,6 +259,23 @@ def test_a_stream_that_ends_without_a_message_says_so() -> None:
     called.send(stream, OK)
     assert carry(called, caller) == []  # nobody there reads any more
     assert caller.held == 0
+
+
+def test_a_sender_that_nobody_reads_comes_to_its_end() -> None:
+    """Who has left a stream still gives credit on it, or what waits for it would wait for ever."""
+    caller, called = opened()
+    stream = caller.open_stream()
+    caller.send(stream, OK)
+    (event,) = carry(caller, called)
+    called.consumed(received(event))
+    called.finish(stream)
+    assert carry(called, caller) == [Ended(stream)]
+    for _ in range(5):
+        caller.send(stream, OK, bytes(MAX_MESSAGE - 6), urgent=False)
+    caller.finish(stream)
+    for _ in range(5):
+        assert carry(caller, called) == carry(called, caller) == []
+    assert (caller.queued, caller.streams, called.streams, called.held) == (0, 0, 0, 0)
 
 
 def test_what_was_sent_before_a_finish_still_arrives() -> None:
@@ -602,18 +604,34 @@ def test_an_urgent_message_does_not_overtake_its_own_stream() -> None:
 def test_senders_wait_for_their_own_class_only() -> None:
     caller, _ = opened()
     stream = caller.open_stream()
+    other = caller.open_stream()
     caller.send(stream, OK, bytes(9 << 20), urgent=False)
-    assert (caller.is_full(urgent=False), caller.is_full(urgent=True)) == (True, False)
+    assert [caller.is_full(other, urgent=urgent) for urgent in (True, False)] == [False, True]
+    # On its own stream an urgent message goes behind the bulk one, so it waits for room there.
+    assert [caller.is_full(stream, urgent=urgent) for urgent in (True, False)] == [True, True]
     while caller.data_to_send():
         pass
-    assert (caller.is_full(urgent=False), caller.queued) == (False, 0)
+    assert (caller.is_full(stream, urgent=False), caller.queued) == (False, 0)
+
+
+def test_bulk_messages_after_an_urgent_one_stay_bulk() -> None:
+    caller, called = opened()
+    stream, other = caller.open_stream(), caller.open_stream()
+    caller.send(stream, CloseSession(0))
+    count = 0
+    while not caller.is_full(stream, urgent=False):
+        count += 1
+        caller.send(stream, CloseSession(count), bytes(1 << 20), urgent=False)
+    caller.send(other, CloseSession(99))
+    got = [received(event).message for event in carry(caller, called)]
+    assert got == [CloseSession(0), CloseSession(99), *(CloseSession(n) for n in range(1, count + 1))]
 
 
 def test_tiny_messages_are_bounded_too() -> None:
     caller, _ = opened()
     stream = caller.open_stream()
     count = 0
-    while not caller.is_full(urgent=True):
+    while not caller.is_full(stream, urgent=True):
         caller.send(stream, OK)
         count += 1
     assert count < 20_000
