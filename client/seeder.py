@@ -13,13 +13,13 @@ from dht.config import DhtConfig
 from dht.directory import Directory
 from dht.node import open_node
 from swarm.errors import ProtocolError, UnknownModelError
+from swarm.events import Received
 from swarm.identity import Identity
 from swarm.ids import ContentHash, ManifestId, PeerId
 from swarm.messages import GetObject, GetQuote
 from swarm.nurseries import open_nursery
 from swarm.objects import send_object
 from swarm.peer import Peer, Stream, serve_peers
-from swarm.protocol import Received
 from swarm.torrents import TorrentConfig, open_torrents
 
 

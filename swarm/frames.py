@@ -24,6 +24,7 @@ MAX_PAYLOAD = MAX_FRAME - HEADER_SIZE
 # The largest message: a prefill chunk of 512 positions of 8192 values in fp32 is 16 MiB, with room beside it.
 MAX_MESSAGE = 24 << 20
 MAX_STREAM_ID = 2**31 - 1
+MAX_REASON = 512  # bytes of text in a RESET or GOODBYE
 
 END_MESSAGE = 1  # the last frame of a message
 END_STREAM = 2  # nothing more comes on this stream from this side
@@ -81,6 +82,17 @@ def split_message(body: bytes | bytearray) -> tuple[bytes, memoryview]:
     if end > len(body):
         raise ProtocolError(f"a message's header of {length} bytes does not fit in its {len(body)}")
     return bytes(body[_LENGTH.size : end]), memoryview(body)[end:].toreadonly()
+
+
+def pack_reason(text: str) -> bytes:
+    """The payload of a RESET or GOODBYE."""
+    return text.encode("utf-8", "replace")[:MAX_REASON]
+
+
+def read_reason(payload: bytes) -> str:
+    """A peer's reason, fit to be shown."""
+    text = payload[:MAX_REASON].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class FrameReader:

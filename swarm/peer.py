@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from typing import Protocol, TypeVar
 
 import trio
@@ -24,9 +24,10 @@ from swarm.identity import Identity
 from swarm.ids import PeerId
 from swarm.messages import Message
 from swarm.nurseries import open_nursery, single_error
-from swarm.protocol import MAX_STREAMS, Connection
+from swarm.protocol import HEARTBEAT, MAX_STREAMS, SEND_BATCH, Connection
 from swarm.streams import Stream
 from swarm.tls import client_context, remote_key, server_context
+from swarm.transport import TlsTransport
 
 __all__ = ["Handler", "Peer", "Stream", "error_of", "failure_of", "open_peer", "serve_peers"]
 
@@ -34,8 +35,9 @@ CONNECT_TIMEOUT = 10.0  # seconds for TCP, TLS and the greeting together
 MAX_GREETING = 256  # connections that have proven nothing yet; the oldest makes room for the next
 MAX_HANDLERS = MAX_STREAMS  # tasks of one connection; a stream that is reset may leave its task at work for a while
 GOODBYE_TIMEOUT = 0.5  # seconds that a closing side waits for the other to take its goodbye
-_READ_SIZE = 256 << 10
 
+_client_context = cache(client_context)  # making one reads the system's settings for certificates, 1 ms or more
+_BROKEN = (OSError, trio.ClosedResourceError)  # what a transport raises; ssl.SSLError is an OSError
 _log = logging.getLogger("swarm.peer")
 _M = TypeVar("_M", bound=Message)
 
@@ -49,7 +51,7 @@ class Handler(Protocol):
 class Peer:
     """One open connection. ``peer_id`` is the other side's proven key."""
 
-    def __init__(self, transport: trio.SSLStream[trio.SocketStream], core: Connection, handler: Handler | None) -> None:
+    def __init__(self, transport: TlsTransport, core: Connection, handler: Handler | None) -> None:
         self._transport = transport
         self._core = core
         self._handler = handler
@@ -60,8 +62,10 @@ class Peer:
         self._opened = trio.Event()
         self._over = trio.Event()
         self._written = trio.Event()  # the writer has ended
+        self._reading = trio.CancelScope()
+        self._fault: OSError | None = None  # what a hurried write met
         self._closed: SwarmError | None = None
-        self.address = _address(transport)
+        self.address = transport.address
 
     @property
     def peer_id(self) -> PeerId:
@@ -105,20 +109,38 @@ class Peer:
 
     def _send(self, stream: int, message: Message, raw: bytes | memoryview, *, fin: bool, urgent: bool) -> None:
         self._core.send(stream, message, raw, fin=fin, urgent=urgent)
-        self._writable.set()
+        self._hurry()
 
     def _consumed(self, received: Received) -> None:
         self._core.consumed(received)
-        self._writable.set()
+        self._hurry()
 
     def _finish(self, stream: int) -> None:
         self._streams.pop(stream, None)
         self._core.finish(stream)
-        self._writable.set()
+        self._hurry()
 
     def _reset(self, stream: int, reason: str) -> None:
         self._streams.pop(stream, None)
         self._core.reset(stream, reason)
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Send the next batch here and now, without a turn of the writer: a step of the ring costs none so.
+
+        The writer has the rest: what the kernel does not take at once, what is more than a batch, and the errors.
+        """
+        if self._transport.is_blocked:
+            return  # the writer is at it
+        try:
+            data = self._core.data_to_send()
+            if not data:
+                return
+            self._room.unpark_all()
+            if self._transport.write(data) and len(data) < SEND_BATCH:
+                return
+        except OSError as error:
+            self._fault = error
         self._writable.set()
 
     def _raise_if_closed(self) -> None:
@@ -128,24 +150,33 @@ class Peer:
     # ---- the two loops --------------------------------------------------------------------------------------------
 
     async def _run(self, nursery: trio.Nursery) -> None:
-        """Read until the connection is over. The writer and the handlers run in ``nursery``."""
+        """Read until the connection is over. The writer, the timer and the handlers run in ``nursery``."""
         nursery.start_soon(self._write)
+        nursery.start_soon(self._keep_time, nursery)
         try:
-            while self._core.state is not State.CLOSED:
-                data: bytes | bytearray | None = None
-                with trio.move_on_at(self._core.next_deadline()), _mapped(self):
-                    data = await self._transport.receive_some(_READ_SIZE)
-                now = trio.current_time()
-                # A deadline is only acted on when nothing has come: a starved process must not blame its peer.
-                events = self._core.handle_timer(now) if data is None else self._core.receive_data(bytes(data), now)
-                for event in events:
-                    self._dispatch(event, nursery)
-                self._writable.set()
-                self._room.unpark_all()
+            with self._reading, _mapped(self):
+                while self._core.state is not State.CLOSED:
+                    data = await self._transport.receive()
+                    self._take(self._core.receive_data(data, trio.current_time()), nursery)
         except UnreachableError as error:
             self._end(error)
         finally:
             self._end(ClosedError("the connection is closed", peer_id=self._core.peer_id))
+
+    async def _keep_time(self, nursery: trio.Nursery) -> None:
+        """Act on deadlines; beside the reader, since a cancel scope around every read costs more than the read."""
+        while self._core.state is not State.CLOSED:
+            # At least once a heartbeat: the end of the greeting brings the deadline forward, and wakes nobody here.
+            await trio.sleep_until(min(self._core.next_deadline(), trio.current_time() + HEARTBEAT))
+            # What has come meanwhile is read first: a starved process must not blame its peer.
+            await trio.lowlevel.checkpoint()
+            self._take(self._core.handle_timer(trio.current_time()), nursery)
+
+    def _take(self, events: list[Event], nursery: trio.Nursery) -> None:
+        for event in events:
+            self._dispatch(event, nursery)
+        self._hurry()
+        self._room.unpark_all()
 
     def _dispatch(self, event: Event, nursery: trio.Nursery) -> None:
         match event:
@@ -192,13 +223,18 @@ class Peer:
         try:
             with _mapped(self):
                 while True:
-                    while data := self._core.data_to_send():
+                    if self._fault is not None:
+                        raise self._fault
+                    await self._transport.flush()
+                    if data := self._core.data_to_send():
                         self._room.unpark_all()
-                        await self._transport.send_all(data)
-                    if self._core.state is State.CLOSED:
+                        self._transport.write(data)
+                        await trio.lowlevel.checkpoint()
+                    elif self._core.state is State.CLOSED:
                         return
-                    self._writable = trio.Event()
-                    await self._writable.wait()
+                    else:
+                        self._writable = trio.Event()
+                        await self._writable.wait()
         except UnreachableError as error:
             self._end(error)
         finally:
@@ -210,6 +246,7 @@ class Peer:
             stream._end(self._closed)
         self._streams.clear()
         self._core.close()
+        self._reading.cancel()
         self._over.set()
         self._opened.set()
         self._room.unpark_all()
@@ -226,11 +263,12 @@ class Peer:
     async def _hang_up(self) -> None:
         """Say goodbye if the other side takes it at once, and close."""
         self._end(ClosedError("the connection is closed", peer_id=self._core.peer_id))
-        with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), _ignored():
+        with trio.move_on_after(GOODBYE_TIMEOUT, shield=True), suppress(*_BROKEN):
             await self._written.wait()
             if data := self._core.data_to_send():  # a writer that was cancelled has left it
-                await self._transport.send_all(data)
-        await trio.aclose_forcefully(self._transport)
+                self._transport.write(data)
+            await self._transport.flush()
+        self._transport.close()
 
 
 @asynccontextmanager
@@ -254,26 +292,25 @@ async def open_peer(
             nursery.cancel_scope.cancel()
 
 
-async def _connect(host: str, port: int, expected: PeerId | None) -> tuple[trio.SSLStream[trio.SocketStream], PeerId]:
+async def _connect(host: str, port: int, expected: PeerId | None) -> tuple[TlsTransport, PeerId]:
     name = f"peer {expected.short} at {host}:{port}" if expected is not None else f"{host}:{port}"
-    transport: trio.SSLStream[trio.SocketStream] | None = None
+    transport: TlsTransport | None = None
     try:
         with trio.fail_after(CONNECT_TIMEOUT):
             socket = await trio.open_tcp_stream(host, port)
-            transport = trio.SSLStream(socket, _client_context(), https_compatible=True)
-            socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            transport = TlsTransport(socket, _client_context(), server_side=False)
             await transport.do_handshake()
-        key = remote_key(transport.getpeercert(binary_form=True))
+        key = remote_key(transport.certificate())
         if expected is not None and key != expected:
             raise VerificationError(f"{name} answered with another key, {key.short}; it was not used", peer_id=key)
     # A host name that nobody could look up is a ValueError; it may have come from another peer.
-    except (OSError, ValueError, trio.TooSlowError, trio.BrokenResourceError) as error:
+    except (OSError, ValueError, trio.TooSlowError) as error:
         if transport is not None:
-            await trio.aclose_forcefully(transport)
+            transport.close()
         raise UnreachableError(f"{name} does not answer ({_why(error)})", peer_id=expected) from error
     except BaseException:
         if transport is not None:
-            await trio.aclose_forcefully(transport)
+            transport.close()
         raise
     return transport, key
 
@@ -317,19 +354,21 @@ class _Entrance:
 
     async def accept(self, socket: trio.SocketStream) -> None:
         """Serve one connection until it is over."""
-        transport = trio.SSLStream(socket, self._context, server_side=True, https_compatible=True)
-        if await self._shake_hands(transport):
-            await _outcome("a connection", self._keep(transport))
+        transport = TlsTransport(socket, self._context, server_side=True)
+        try:
+            if await self._shake_hands(transport):
+                await _outcome("a connection", self._keep(transport))
+        finally:
+            transport.close()
 
-    async def _shake_hands(self, transport: trio.SSLStream[trio.SocketStream]) -> bool:
+    async def _shake_hands(self, transport: TlsTransport) -> bool:
         """Whether it speaks TLS 1.3 in time; somebody who does not is no peer."""
-        with self._probation(), _ignored():
-            transport.transport_stream.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+        with self._probation(), suppress(*_BROKEN):
             await transport.do_handshake()
             return True
         return False
 
-    async def _keep(self, transport: trio.SSLStream[trio.SocketStream]) -> None:
+    async def _keep(self, transport: TlsTransport) -> None:
         core = Connection(self._identity, nonce=os.urandom(32), now=trio.current_time())
         peer = Peer(transport, core, self._handler)
         async with open_nursery() as nursery:
@@ -378,39 +417,13 @@ async def _outcome(what: str, work: Awaitable[None]) -> SwarmError | None:
     return None
 
 
-def _address(transport: trio.SSLStream[trio.SocketStream]) -> tuple[str, int]:
-    try:
-        host, port, *_ = transport.transport_stream.socket.getpeername()
-    except OSError:
-        return ("", 0)  # gone already; the reader will find out
-    return (host, port)
-
-
-_contexts: dict[str, ssl.SSLContext] = {}
-
-
-def _client_context() -> ssl.SSLContext:
-    """One context for all calls: making one reads the system's certificates' settings, 1 ms or more."""
-    if "client" not in _contexts:
-        _contexts["client"] = client_context()
-    return _contexts["client"]
-
-
 @contextmanager
 def _mapped(peer: Peer) -> Iterator[None]:
     try:
         yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError) as error:
+    except _BROKEN as error:
         name = peer._core.peer_id.short if peer._core.peer_id is not None else str(peer.address)
         raise UnreachableError(f"the connection to peer {name} broke", peer_id=peer._core.peer_id) from error
-
-
-@contextmanager
-def _ignored() -> Iterator[None]:
-    try:
-        yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError):
-        return
 
 
 def _why(error: BaseException) -> str:

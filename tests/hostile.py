@@ -14,6 +14,7 @@ import trio
 
 from client.call import CallRequest, open_call
 from swarm.errors import SwarmError
+from swarm.events import Received
 from swarm.failures import error_of
 from swarm.identity import Identity
 from swarm.ids import Address, CallId, PeerId, SessionId
@@ -30,7 +31,6 @@ from swarm.messages import (
     pack_ids,
 )
 from swarm.peer import Handler, Peer, Stream
-from swarm.protocol import Received
 from swarm.receipts import Channel, Price, SignedVoucher, Voucher
 from swarm.records import SignedQuote
 from swarm.testing import FakeSettlement

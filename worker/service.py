@@ -18,6 +18,7 @@ from swarm.errors import (
     UsageError,
     VerificationError,
 )
+from swarm.events import Received
 from swarm.identity import Identity
 from swarm.ids import ContentHash, ManifestId, PeerId, SessionId
 from swarm.ledger import Ledger
@@ -26,7 +27,6 @@ from swarm.manifest import Manifest, SignedManifest
 from swarm.messages import GetObject, GetQuote, OpenLink, OpenSession, QuoteReply, unpack_ids
 from swarm.objects import send_object
 from swarm.peer import Peer, Stream
-from swarm.protocol import Received
 from swarm.receipts import FREE_CHANNEL, NO_ACCOUNT, WINDOW_TOKENS, Channel, Price, Receipt, SignedVoucher, Voucher
 from swarm.records import QUOTE_SECONDS, Quote, SignedQuote
 from swarm.settlement import ChannelState, Settlement
