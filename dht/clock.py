@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class SteadyClock:
     """Turns an owner's times into times that never decrease, and back.
@@ -23,5 +25,8 @@ class SteadyClock:
         return steady
 
     def owners(self, steady: float) -> float:
-        """The owner's time that a steady time stands for."""
-        return steady - self._ahead
+        """The owner's time that a steady time stands for, or just after: reading it gives no earlier one."""
+        owners = steady - self._ahead
+        while owners + self._ahead < steady:  # rounded down: a timer set for it would come too early for ever
+            owners = math.nextafter(owners, math.inf)
+        return owners

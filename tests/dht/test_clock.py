@@ -24,3 +24,10 @@ def test_after_a_step_back_time_goes_on() -> None:
     assert clock.read(15.0) == 115.0
     assert clock.owners(120.0) == 20.0
     assert clock.read(1000.0) == 1100.0
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e4))
+def test_a_deadline_has_come_when_the_owner_thinks_so(before: float, back_to: float, wait: float) -> None:
+    clock = SteadyClock(before)
+    deadline = clock.read(back_to) + wait
+    assert clock.read(clock.owners(deadline)) >= deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator
 
 FIRST = 20 << 24  # 20.0.0.0 and what follows: public, so that limits per network apply
@@ -27,7 +28,8 @@ class AddressBook:
 
     def alone(self) -> tuple[str, int]:
         """One address in a fresh /24."""
-        return next(self.block())
+        hosts = list(self.block())
+        return hosts[zlib.crc32(hosts[0][0].encode()) % len(hosts)]
 
     def ports(self, count: int) -> list[tuple[str, int]]:
         """So many addresses that differ by their port alone: what one host can pretend to be."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import math
 import os
 import random
 from collections import deque
@@ -212,6 +213,8 @@ class World:
             return
         # An earlier wake-up than is armed gets an entry of its own; a later one is seen when the armed one comes.
         wake = max(deadline - slot.ahead, self.now)
+        while wake + slot.ahead < deadline:  # rounded down: it would be too early for ever
+            wake = math.nextafter(wake, math.inf)
         if wake < slot.armed:
             slot.armed = wake
             self._push(wake, self._timer, slot, wake)
