@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from swarm.errors import ClosedError, ProtocolError, SwarmError, UnavailableError, UnreachableError
+from swarm.failures import error_of
 from swarm.links import Links
 from swarm.messages import (
     Begin,
     CloseSession,
     Credit,
     CreditAck,
+    Failure,
     NeedCredit,
     OpenLink,
     ReceiptAck,
@@ -52,6 +54,7 @@ class RingStage:
         self._control = control
         self._links = links
         self._out: Stream | None = None
+        self._nursery: trio.Nursery | None = None
         self._attached = False
         self._pumping = False
         self._woken = trio.Event()
@@ -109,6 +112,7 @@ class RingStage:
             async with open_nursery() as nursery:
                 await self._connect()
                 await self._control.send(SessionOpened(self.core.max_positions))
+                self._nursery = nursery
                 nursery.start_soon(self._pump_when_woken)
                 tokens = await self._converse(accept)
                 nursery.cancel_scope.cancel()
@@ -246,8 +250,24 @@ class RingStage:
                 peer = await self._links.connect(self._next.host, self._next.port, self._next.peer_id)
                 self._out = peer.open_stream()
                 await self._out.send(OpenLink(self.core.opening.session_id, self.core.epoch))
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._watch, self._out)
             await self._out.send(step, raw, urgent=step.count == 1)
         except (UnreachableError, ClosedError) as error:
             raise UnreachableError(
                 f"the next stage, peer {self._next.peer_id.short}, is gone", peer_id=self._next.peer_id
             ) from error
+
+    async def _watch(self, out: Stream) -> None:
+        """Nothing comes back on a link but the end of it: a refusal, or a connection that broke."""
+        try:
+            received = await out.receive()
+            if received is not None and isinstance(received.message, Failure):
+                raise error_of(received.message, self._next.peer_id)
+        except SwarmError as error:
+            self.fail(
+                UnreachableError(
+                    f"the next stage, peer {self._next.peer_id.short}, takes no steps: {error.message}",
+                    peer_id=self._next.peer_id,
+                )
+            )

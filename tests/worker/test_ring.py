@@ -50,10 +50,13 @@ class Mole:
         self.identity = Identity.generate()
         self.links: Links | None = None
         self.steps: list[Received] = []
+        self.refuses = False
 
     async def handle(self, peer: Peer, stream: Stream, request: Received) -> None:
         """Take a link."""
         assert isinstance(request.message, OpenLink), peer.peer_id
+        if self.refuses:
+            raise UnavailableError("no such session here")
         while (received := await stream.receive()) is not None:
             self.steps.append(received)
 
@@ -238,6 +241,18 @@ async def test_a_next_stage_that_is_not_there_is_named(tmp_path: Path) -> None:
         error = await refusal(await hand.send(hand.opening(chain=chain)))
         assert type(error) is UnreachableError
         assert error.peer_id == ghost
+
+
+async def test_a_next_stage_that_takes_no_steps_is_named(tmp_path: Path) -> None:
+    async with attacked(tmp_path) as hand, open_mole() as mole:
+        assert mole.links is not None
+        await mole.links.connect("127.0.0.1", hand.worker().port, hand.worker().identity.peer_id)
+        mole.refuses = True
+        control = await hand.open(before(mole, hand))
+        await control.send(BEGIN, pack_ids(PROMPT))
+        error = await outcome(hand, control)
+        assert type(error) is UnreachableError
+        assert error.peer_id == mole.identity.peer_id
 
 
 async def test_a_call_is_closed_while_it_is_computed(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from swarm.errors import (
     BusyError,
@@ -330,22 +329,22 @@ async def test_a_replayed_voucher_adds_no_credit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["opened", "computing", "waiting for credit"])
 async def test_a_client_that_vanishes_is_billed_and_forgotten(tmp_path: Path, when: str) -> None:
-    async with attacked(tmp_path) as hand, open_hand(hand.swarm) as ghost:
-        stream = await ghost.open(ghost.opening(voucher=cost(5), max_tokens=500))
-        if when != "opened":
-            await stream.send(BEGIN, pack_ids(PROMPT))
-            await read_until(stream, Tokens if when == "computing" else NeedCredit)
-        ledger = ghost.worker().ledger
-        await trio.aclose_forcefully(stream.peer._transport)
+    async with attacked(tmp_path) as hand:
+        async with open_hand(hand.swarm) as ghost:
+            stream = await ghost.open(ghost.opening(voucher=cost(5), max_tokens=500))
+            if when != "opened":
+                await stream.send(BEGIN, pack_ids(PROMPT))
+                await read_until(stream, Tokens if when == "computing" else NeedCredit)
+        worker, channel = hand.worker(), ghost.channel()
+        await until(lambda: not worker.service._accounts[channel].accrued)
         if when == "opened":
-            await until(lambda: not ghost.worker().service._accounts[ghost.channel()].accrued)
-            assert ledger.receipts(ghost.channel()) == []
+            assert worker.ledger.receipts(channel) == []
             return
-        await until(lambda: len(ledger.receipts(ghost.channel())) == 1)
-        (stored,) = ledger.receipts(ghost.channel())
+        await until(lambda: len(worker.ledger.receipts(channel)) == 1)
+        (stored,) = worker.ledger.receipts(channel)
         assert stored.client_signature is None
         assert 1 <= stored.receipt.output_tokens <= 5
-        assert ledger.earned(ghost.channel()) == stored.receipt.amount == stored.receipt.due()
+        assert worker.ledger.earned(channel) == stored.receipt.amount == stored.receipt.due()
 
 
 @pytest.mark.parametrize("answer", ["nothing", "forged", "another message", "leaves"])
