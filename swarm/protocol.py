@@ -51,6 +51,7 @@ from swarm.identity import Identity
 from swarm.ids import PeerId
 from swarm.messages import Hello, Message, Proof
 from swarm.outbox import CONNECTION_WINDOW, STREAM_WINDOW, WINDOW_STEP, Outbox
+from swarm.stream_ids import RemoteIds
 
 MAX_STREAMS = 1024  # open at once on one connection
 MAX_CONTROL = 4096  # answers waiting for a peer that asks and does not read
@@ -91,8 +92,7 @@ class Connection:
         self._control = self._outbox.control
         self._streams: dict[int, _Stream] = {}
         self._next_stream = 1 if self.role is Role.CALLER else 2
-        self._next_remote = 2 if self.role is Role.CALLER else 1
-        self._skipped: set[int] = set()  # ids of the peer's below that one that it has not used yet
+        self._remote_ids = RemoteIds(2 if self.role is Role.CALLER else 1, most_skipped=MAX_STREAMS)
         self._unread = 0  # bytes consumed and not yet given back
         self._held = 0  # bytes received and not consumed, parts of messages with them
         self._delivered = 0  # those of whole messages
@@ -264,7 +264,7 @@ class Connection:
             case Kind.WINDOW:
                 self._receive_window(frame)
             case Kind.RESET:
-                self._use(frame.stream)
+                self._remote_ids.use(frame.stream)
                 if self._drop(frame.stream):
                     self._events.append(Reset(frame.stream, read_reason(frame.payload)))
             case Kind.PING:
@@ -374,27 +374,12 @@ class Connection:
             raise ProtocolError(f"peer {self._name()} sent data on stream 0 after the greeting")
         if frame.stream % 2 == self._next_stream % 2 and frame.stream >= self._next_stream:
             raise ProtocolError(f"peer {self._name()} sent on stream {frame.stream}, which was never opened")
-        if self._use(frame.stream):
+        if self._remote_ids.use(frame.stream):
             if len(self._streams) < MAX_STREAMS:
                 return self._open(frame.stream, announced=True)
             self._control.append(pack_frame(Kind.RESET, frame.stream, b"too many open streams"))
         self._give_back(len(frame.payload))
         return None
-
-    def _use(self, stream: int) -> bool:
-        """Whether this is the first use of an id of the peer's; from then on it is used."""
-        if stream == 0 or stream % 2 == self._next_stream % 2:
-            return False
-        if stream < self._next_remote:
-            unused = stream in self._skipped
-            self._skipped.discard(stream)
-            return unused
-        skipped = (stream - self._next_remote) // 2
-        if stream > MAX_STREAM_ID or len(self._skipped) + skipped > MAX_STREAMS:
-            raise ProtocolError(f"peer {self._name()} opened stream {stream} and skipped too many")
-        self._skipped.update(range(self._next_remote, stream, 2))
-        self._next_remote = stream + 2
-        return True
 
     def _receive_window(self, frame: Frame) -> None:
         if len(frame.payload) != _U32.size:
@@ -457,7 +442,7 @@ class Connection:
                 self._drop(stream)
             self._outbox.clear()
             self._held = self._delivered
-            self._skipped.clear()
+            self._remote_ids.clear()
             self._events.append(Closed(error))
 
     def _name(self) -> str:

@@ -24,6 +24,7 @@ from swarm.cli.terminal import ProgressBar, print_json, print_progress
 
 if TYPE_CHECKING:
     from swarm.torrent import Progress
+    from worker.app import Ready, WorkerConfig
 
 
 def work(
@@ -56,11 +57,8 @@ def work(
     Runs until Ctrl-C. Only tensors come in; no code is ever fetched. What was fetched is kept, and a worker that is
     started again with the same --home is the same worker.
     """
-    import trio
-
-    from swarm.cli.interrupts import run_closing
     from swarm.receipts import Price
-    from worker.app import Ready, WorkerConfig, run_worker
+    from worker.app import WorkerConfig
 
     if price is not None:
         price_input = price if price_input is None else price_input
@@ -89,6 +87,15 @@ def work(
         threads=threads,
         kv_budget_bytes=kv_mib << 20,
     )
+    _serve(config, json)
+
+
+def _serve(config: WorkerConfig, json: bool) -> None:
+    """Run the worker until it is interrupted; say when it can be called."""
+    import trio
+
+    from swarm.cli.interrupts import run_closing
+    from worker.app import run_worker
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
