@@ -240,14 +240,17 @@ def batch_fields(posted: PostedBatch) -> tuple[Any, ...]:
 
 def _seen(event: Event) -> SeenBatch:
     batch = event.arguments["batch"]
-    names = ("record_root", "pieces_root", "snapshot", "count", "total", "posted")
-    fields = (
-        {name: batch[name] for name in names} if isinstance(batch, Mapping) else dict(zip(names, batch, strict=True))
-    )
     return SeenBatch(
         id=event.arguments["id"],
         settler=Address.parse(event.arguments["settler"]),
-        posted=PostedBatch(**{name: bytes(v) if isinstance(v, bytes) else v for name, v in fields.items()}),
+        posted=PostedBatch(
+            record_root=bytes(batch["record_root"]),
+            pieces_root=bytes(batch["pieces_root"]),
+            snapshot=batch["snapshot"],
+            count=batch["count"],
+            total=batch["total"],
+            posted=batch["posted"],
+        ),
         block=event.block,
         transaction=event.transaction,
     )

@@ -162,6 +162,8 @@ class World:
 
     def close(self, board: BatchBoard, client: Address, worker: Address) -> Transaction:
         """Finalise a close with the right batch and place."""
+        if board.due():
+            board.advance()
         state = self.state(client, worker)
         assert state is not None
         assert state.closing_block is not None

@@ -61,13 +61,14 @@ def test_a_batch_from_posting_to_payment(world: World) -> None:
 
 def rebuilt(batch: Batch, records: list[BatchRecord], **header: int) -> Batch:
     """A batch of these records, whatever they say."""
-    changed = replace(batch.header, **{"count": len(records), **header})
+    changed = replace(batch.header, count=len(records), total=header.get("total", batch.header.total))
     return Batch(header=changed, tree=BatchTree(pack_file(changed, [record.pack() for record in records])))
 
 
 def resummed(batch: Batch, records: list[BatchRecord]) -> Batch:
     """The same with running sums and total that follow."""
-    total, running, done = 0, {}, []
+    total, done = 0, []
+    running: dict[Address, int] = {}
     for record in records:
         total += record.counted
         running[record.worker] = running.get(record.worker, 0) + record.counted

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm import codec
@@ -47,6 +47,7 @@ QUOTES = st.builds(
 )
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(QUOTES)
 def test_a_quote_survives_its_bytes(made: Quote) -> None:
     record = made.pack()
@@ -58,6 +59,7 @@ def test_a_quote_survives_its_bytes(made: Quote) -> None:
     assert read.terms_hash == hashlib.sha256(record).digest()
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.integers(0, 400), st.integers(1, 255))
 def test_a_changed_byte_never_passes(at: int, flip: int) -> None:
     signed = signed_quote(1)
@@ -67,6 +69,7 @@ def test_a_changed_byte_never_passes(at: int, flip: int) -> None:
         SignedQuote.read(bytes(record), signed.signature, sender=WORKER, now=NOW)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.binary(max_size=300))
 def test_noise_is_no_quote(noise: bytes) -> None:
     with pytest.raises(ProtocolError):
