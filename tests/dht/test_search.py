@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from dht.contacts import Endpoint
 from dht.items import Item, sign_item
+from dht.keys import Target
 from dht.outcomes import ItemFound, PeersFound
-from dht.queries import Get, GetPeers
+from dht.queries import FindNode, Get, GetPeers
+from dht.region import Region
 from dht.replies import Reply
 from dht.search import ItemSearch, PeerSearch, Search
-from tests.dht.answers import ITEM, KEY, TARGET, answer, holding, node, refuse, start
+from tests.dht.answers import EMPTY, ITEM, KEY, TARGET, answer, holding, node, refuse, start
 
 
 class TestSearch:
@@ -90,3 +92,46 @@ class TestItemSearch:
         answer(search, 1, forged)
         answer(search, 2, holding(ITEM))
         assert self.found(search) == ITEM
+
+
+class TestRegion:
+    def test_members_met_on_the_way_to_a_point_are_asked_in_the_end(self) -> None:
+        point = Target((1000).to_bytes(20, "big"))
+        search = ItemSearch(ITEM.target, start(1, region=Region(radius=1 << 160, points=(point,))))
+        (request,) = search.requests()
+        assert request.query == Get(target=ITEM.target)
+        answer(search, 1, Reply(token=b"token", nodes=tuple(node(number) for number in range(2, 30))))
+        asked = {}
+        late = []
+        while not search.finished:
+            requests = search.requests()
+            for request in requests:
+                number = request.endpoint.port
+                again = number in asked
+                asked[number] = request.query
+                if again:
+                    late.append(number)
+                    answer(search, number, holding(ITEM) if number == late[0] else EMPTY)
+                else:
+                    answer(search, number, EMPTY if isinstance(request.query, Get) else Reply())
+        assert any(isinstance(query, FindNode) for query in asked.values()) or late
+        assert all(asked[number] == Get(target=ITEM.target) for number in late)
+        assert len(search.storers()) > 8
+        assert {contact.endpoint for contact in search.storers()} == set(search.tokens)
+
+    def test_late_ones_that_stay_silent_hold_nobody_up(self) -> None:
+        point = Target(b"\xf0" * 20)
+        search = ItemSearch(ITEM.target, start(1, region=Region(radius=1 << 160, points=(point,))))
+        numbers = set()
+        for _ in range(20):
+            for request in search.requests():
+                number = request.endpoint.port
+                if isinstance(request.query, FindNode):
+                    answer(search, number)
+                elif number in numbers or number > 100:
+                    search.timed_out(request.endpoint, 1)
+                    search.timed_out(request.endpoint, 2)
+                else:
+                    answer(search, number, Reply(token=b"t", nodes=tuple(node(n) for n in range(2, 24))))
+                numbers.add(number)
+        assert search.finished
