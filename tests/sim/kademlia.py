@@ -34,6 +34,7 @@ class Kademlia:
         self.book = AddressBook()
         self.outcomes: dict[tuple[Address, int], tuple[float, Outcome]] = {}
         self.contacts: dict[Address, Contact] = {}
+        self.joined: dict[Address, float] = {}
         self.world.on_event = self._note
 
     @property
@@ -114,6 +115,7 @@ class Kademlia:
         endpoint = Endpoint(*(address or self.book.alone()))
         node_id = secure_id(endpoint.host, self.world.rng.randbytes(NodeId.size))
         contact = self.contacts[endpoint] = Contact(node_id, endpoint)
+        self.joined[endpoint] = self.world.now
         return contact
 
     def _maker(self, config: EngineConfig) -> Callable[[float], Engine]:
