@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -130,6 +130,7 @@ def test_what_a_receipt_may_count() -> None:
     assert channel.most_earned(A, 30) == 60
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.lists(st.integers(0, 300), max_size=8))
 def test_vouchers_rise(ceilings: list[int]) -> None:
     channel, last = budget(), (0, 0)
@@ -209,3 +210,4 @@ class TwoSides(RuleBasedStateMachine):
 
 
 TestTwoSides = TwoSides.TestCase
+TestTwoSides.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)

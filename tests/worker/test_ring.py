@@ -186,12 +186,12 @@ async def test_strangers_links_hurt_nobody(tmp_path: Path) -> None:
         assert type(error) is ProtocolError
         assert error.peer_id == stranger.identity.peer_id
         link = await mole.link(hand, opening.session_id)
+        await link.send(Step(0, 0, 3, STEP_HIDDEN, STEP_SAMPLE), bytes(3 * row_bytes(hand)))
+        await read_until(control, Tokens)
         error = await refusal(await mole.link(hand, opening.session_id))  # one is enough
         assert type(error) is ProtocolError
         error = await refusal(await mole.link(hand, SessionId(bytes(16))))
         assert type(error) is UnavailableError
-        await link.send(Step(0, 0, 3, STEP_HIDDEN, STEP_SAMPLE), bytes(3 * row_bytes(hand)))
-        await read_until(control, Tokens)
         await control.send(CloseSession(1))
         offer = (await read_until(control, ReceiptOffer))[-1].message
         assert isinstance(offer, ReceiptOffer)
