@@ -21,7 +21,7 @@ SEAMS = {
     "apsw": ["swarm/ledger.py"],
     "bencodepy": ["swarm/codec.py"],
     "eth": ["swarm/embedded_chain.py"],
-    "eth_account": ["swarm/settlement_evm.py"],
+    "eth_account": ["swarm/evm.py", "swarm/settlement_evm.py"],
     "eth_tester": ["swarm/embedded_chain.py"],
     "libtorrent": ["swarm/torrents.py"],
     "nacl": ["swarm/identity.py"],
@@ -30,12 +30,12 @@ SEAMS = {
     "transformers": ["swarm/demo/", "swarm/cli/"],
     "uvloop": [],
     "vyper": ["swarm/contracts/build.py"],
-    "web3": ["swarm/settlement_evm.py", "swarm/embedded_chain.py"],
+    "web3": ["swarm/embedded_chain.py", "swarm/evm.py", "swarm/settlement_evm.py"],
 }
 
 # Modules that only compute: bytes, messages and the time go in, and no two runs differ.
 PURE = [
-    "swarm/architecture.py", "swarm/batch_check.py", "swarm/batches.py", "swarm/checked.py", "swarm/deployment.py",
+    "swarm/architecture.py", "swarm/batch_board.py", "swarm/batch_check.py", "swarm/batches.py", "swarm/checked.py", "swarm/deployment.py",
     "swarm/codec.py", "swarm/errors.py", "swarm/failures.py",
     "swarm/frames.py",
     "swarm/ids.py", "swarm/layout.py", "swarm/ledger_rows.py", "swarm/ledger_schema.py", "swarm/manifest.py",
