@@ -49,14 +49,16 @@ _CHECKING = (lt.torrent_status.states.checking_files, lt.torrent_status.states.c
 async def open_torrents(config: TorrentConfig) -> AsyncIterator[Torrents]:
     """A session that listens. Raises `ResourceError` if the port is in use or the address is not this machine's."""
     torrents = Torrents(config)
+    # Whoever is cancelled inside the block still waits for the session's answers, as `Torrents.remove` does.
+    pumping = trio.CancelScope(shield=True)
     try:
         async with open_nursery() as nursery:
-            nursery.start_soon(torrents.pump)
-            await torrents.listening()
+            nursery.start_soon(torrents.pump, pumping)
             try:
+                await torrents.listening()
                 yield torrents
             finally:
-                nursery.cancel_scope.cancel()
+                pumping.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await torrents.shut_down()
@@ -162,17 +164,18 @@ class Torrents:
 
     # The session's own life.
 
-    async def pump(self) -> None:
-        """Turn alerts into events until cancelled."""
-        while True:
-            await trio.lowlevel.wait_readable(self._wakeup)
-            try:
-                while self._wakeup.recv(4096):
+    async def pump(self, scope: trio.CancelScope) -> None:
+        """Turn alerts into events until ``scope`` is cancelled."""
+        with scope:
+            while True:
+                await trio.lowlevel.wait_readable(self._wakeup)
+                try:
+                    while self._wakeup.recv(4096):
+                        pass
+                except BlockingIOError:
                     pass
-            except BlockingIOError:
-                pass
-            for alert in self._session.pop_alerts():
-                self._dispatch(alert)
+                for alert in self._session.pop_alerts():
+                    self._dispatch(alert)
 
     async def listening(self) -> None:
         """Return once the port is open. Raises `ResourceError`."""

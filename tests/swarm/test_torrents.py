@@ -266,6 +266,23 @@ trio.run(main)
     assert {tuple(item) for item in sockets} == {(LOOPBACK, port)}
 
 
+async def test_a_torrent_is_let_go_of_while_everything_is_cancelled(published: Published, tmp_path: Path) -> None:
+    """The session answers until its block is left, so that cleaning up inside the block can wait for it."""
+    with trio.CancelScope() as scope:
+        async with open_torrents(TorrentConfig()) as torrents:
+            torrent = await torrents.seed(published.torrent, published.folder)
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.fail_after(30) as cleaning:
+                    cleaning.shield = True
+                    await torrents.remove(torrent)
+    assert scope.cancelled_caught
+    with pytest.raises(ClosedError):
+        torrent.read(0, 0, 1)
+
+
 async def test_a_rate_limit_holds_for_local_peers(published: Published, tmp_path: Path) -> None:
     manifest = published.signed.manifest
     with trio.fail_after(DEADLINE):
