@@ -50,13 +50,15 @@ class Survival:
         return 100 * self.found / self.lookups
 
 
-def measure_survival(nodes: int, lookups: int, *, loss: float, churn: float, seed: int = 1) -> Survival:
+def measure_survival(
+    nodes: int, lookups: int, *, loss: float, churn: float, items: int = 50, seed: int = 1
+) -> Survival:
     """Store items from nodes that stay, let ``churn`` of the others be replaced every ten minutes, and look up."""
     network = Kademlia(seed, Links(Link(delay=geography(0.01, 0.08), loss=loss)))
     planted = network.plant(nodes)
     world = network.world
     publishers = planted[:: max(1, nodes // 10)][:10]
-    targets = [_put(network, publishers[number % len(publishers)], b"item %d" % number) for number in range(50)]
+    targets = [_put(network, publishers[number % len(publishers)], b"item %d" % number) for number in range(items)]
     process = Churn(
         world, lambda: network.join((planted[0],)), share=churn, period=CHURN_PERIOD, spared={*publishers, planted[0]}
     )

@@ -45,8 +45,10 @@ PURE = [
     "swarm/units.py",
     "dht/calls.py", "dht/contacts.py", "dht/engine.py", "dht/errors.py", "dht/items.py", "dht/keys.py", "dht/krpc.py",
     "dht/lookup.py", "dht/names.py", "dht/operations.py", "dht/outcomes.py", "dht/publications.py", "dht/routing.py",
+    "dht/cards.py", "dht/heartbeat.py", "dht/roster.py", "dht/roster_queries.py", "dht/roster_search.py",
+    "dht/roster_store.py",
     "dht/server.py", "dht/statistics.py", "dht/store.py", "dht/tokens.py", "dht/votes.py",
-    "worker/config.py", "worker/credit.py", "worker/session.py", "worker/stage.py",
+    "worker/adverts.py", "worker/config.py", "worker/credit.py", "worker/session.py", "worker/stage.py",
     "client/bill.py", "client/budget.py", "client/detokenizer.py", "client/route.py", "client/stops.py",
 ]  # fmt: skip
 IMPURE = {

@@ -25,7 +25,7 @@ def test_simulated_figures_are_of_what_was_simulated() -> None:
     scale = measure_scale(60, 4)
     assert (scale.nodes, scale.exact) == (60, 100.0)
     assert 1.0 <= scale.hops <= scale.hops_p95 <= 8.0
-    survival = measure_survival(24, 5, loss=0.3, churn=0.2)
+    survival = measure_survival(24, 5, loss=0.3, churn=0.2, items=3)
     assert survival.lookups == 5
     assert survival.replaced > 0
     roster = measure_roster(30, 20, 2)
