@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import libtorrent as lt
+import pytest
 import trio
 
 import dht
 from swarm.identity import Identity
 from swarm.ids import ManifestId
 
+MIXED_LIMIT = 60.0  # seconds: libtorrent waits 15 for a dead node among the closest
 LIMIT = 20.0  # seconds: far above what anything here takes; a hang fails instead of hanging
 
 CATEGORIES = lt.alert.category_t
@@ -78,6 +81,16 @@ class PutDone:
         self.seq: int = alert.seq
 
 
+class Sampled:
+    """A node showed the session info-hashes (BEP 51)."""
+
+    def __init__(self, alert: Any) -> None:
+        self.samples = [sample.to_bytes() for sample in alert.samples]
+        self.total: int = alert.num_infohashes
+        self.interval: float = alert.interval.total_seconds()
+        self.nodes = [(node["nid"].to_bytes(), node["endpoint"]) for node in alert.nodes]
+
+
 def copy_alert(alert: Any) -> object:
     """What the tests read of an alert: libtorrent frees it at the next pop."""
     match alert:
@@ -93,6 +106,8 @@ def copy_alert(alert: Any) -> object:
             return MutableItem(alert)
         case lt.dht_put_alert():
             return PutDone(alert)
+        case lt.dht_sample_infohashes_alert():
+            return Sampled(alert)
     return None
 
 
@@ -130,11 +145,11 @@ class Foreign:
 
 
 @asynccontextmanager
-async def open_foreign(*through: tuple[str, int]) -> AsyncIterator[Foreign]:
-    """A libtorrent session that joined ``through`` these, all within `LIMIT`."""
+async def open_foreign(*through: tuple[str, int], limit: float = LIMIT) -> AsyncIterator[Foreign]:
+    """A libtorrent session that joined ``through`` these; everything with it ends within ``limit`` seconds."""
     foreign = Foreign(",".join(f"{host}:{port}" for host, port in through))
     try:
-        with trio.fail_after(LIMIT):
+        with trio.fail_after(limit):
             await foreign.wait_for(Bootstrapped)
             yield foreign
     finally:
@@ -248,3 +263,82 @@ async def test_the_directory_works_through_foreign_nodes_alone() -> None:
             directory = dht.Directory(client)
             assert await directory.find_model(KEY.peer_id, "tiny") == manifest_id
             assert await directory.find_peers(manifest_id) == [("127.0.0.1", 7004)]
+
+
+async def test_samples_both_ways() -> None:
+    async with open_pair() as (node, foreign):
+        for first in b"xyz":
+            await node.announce_peer(bytes([first]) * 20, 7005)
+            await foreign.wait_for(Announced)
+        theirs = await node.sample_infohashes(foreign.address)
+        assert set(theirs.info_hashes) == {b"x" * 20, b"y" * 20, b"z" * 20}
+        assert theirs.total == 3
+        async with dht.open_node(dht.DhtConfig(bootstrap=(node.address,))) as other:
+            await other.announce_peer(b"w" * 20, 7006)
+        foreign.session.dht_sample_infohashes(node.address, lt_hash(b"t" * 20))
+        ours = await foreign.wait_for(Sampled)
+        assert b"w" * 20 in ours.samples
+        assert ours.total >= 1
+        assert ours.interval > 0
+
+
+async def test_scrapes_by_us_count_its_peers_too() -> None:
+    async with open_pair() as (node, foreign):
+        await node.announce_peer(b"s" * 20, 7007, seed=True)
+        assert (await foreign.wait_for(Announced)).port == 7007
+        assert await node.scrape(b"s" * 20) == dht.SwarmSize(seeds=1, downloaders=0)
+
+
+async def test_a_stale_seq_and_a_failed_cas_are_refused_through_foreign_storers() -> None:
+    async with dht.open_node() as first, open_foreign(first.address) as foreign:
+        config = dht.DhtConfig(bootstrap=(foreign.address,), read_only=True)
+        async with dht.open_node(config) as writer, dht.open_node(config) as rival:
+            await writer.put_mutable(KEY, b"five", salt=b"c", seq=5)
+            for seq, cas in [(4, None), (5, None), (6, 4)]:
+                with pytest.raises(dht.ConflictError):
+                    await rival.put_mutable(KEY, b"late", salt=b"c", seq=seq, cas=cas)
+            assert (await rival.put_mutable(KEY, b"six", salt=b"c", seq=6, cas=5)).seq == 6
+            found = await writer.get_mutable(KEY.peer_id, b"c")
+            assert found is not None
+            assert (found.value, found.seq) == (b"six", 6)
+
+
+async def join_all(stack: AsyncExitStack, first: dht.Node, count: int) -> tuple[list[dht.Node], list[Foreign]]:
+    """So many nodes of each kind, one after the other, that live as long as the stack."""
+    config = dht.DhtConfig(bootstrap=(first.address,))
+    ours, theirs = [], []
+    for _ in range(count):
+        ours.append(await stack.enter_async_context(dht.open_node(config)))
+        theirs.append(await stack.enter_async_context(open_foreign(first.address, limit=MIXED_LIMIT)))
+    return ours, theirs
+
+
+async def test_a_mixed_network_of_which_half_of_each_kind_dies_keeps_every_item() -> None:
+    count = 12
+    values = [b"%s %d" % (who, number) for who in (b"ours", b"theirs") for number in range(count)]
+    async with dht.open_node() as first, AsyncExitStack() as living:
+        ours, theirs = await join_all(living, first, 3)
+        theirs.append(await living.enter_async_context(open_foreign(first.address, limit=MIXED_LIMIT)))
+        async with AsyncExitStack() as doomed:
+            dying, their_dying = await join_all(doomed, first, 4)
+            writers, their_writers = [first, *ours, *dying], [*theirs, *their_dying]
+            targets = [await writers[n % 8].put_immutable(values[n]) for n in range(count)]
+            for n in range(count):
+                session = their_writers[n % 8]
+                targets.append(dht.Target(session.session.dht_put_immutable_item(values[count + n]).to_bytes()))
+                assert (await session.wait_for(PutDone)).stored >= 4
+            await dying[0].put_mutable(KEY, b"mutable", salt=b"m")
+        for node in (first, *ours):
+            assert [await node.get_immutable(target) for target in targets] == values
+            item = await node.get_mutable(KEY.peer_id, b"m")
+            assert item is not None
+            assert item.value == b"mutable"
+        for session in theirs:
+            for target, value in list(zip(targets, values, strict=True))[::5]:
+                session.session.dht_get_immutable_item(lt_hash(target))
+                read = await session.wait_for(ImmutableItem, partial(is_under, target))
+                assert read.item == value
+
+
+def is_under(target: bytes, alert: ImmutableItem) -> bool:
+    return alert.target == target
