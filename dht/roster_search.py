@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dht.contacts import Endpoint
-from dht.keys import Target
+from dht.contacts import Contact, Endpoint
+from dht.keys import BITS, Target
 from dht.krpc import ReplyPacket
 from dht.outcomes import RosterFound, RosterStored
 from dht.queries import Query
 from dht.roster import Filter, SignedEntry
 from dht.roster_queries import CapGet, CapPut, RosterReply
+from dht.routing import BUCKET_SIZE
 from dht.search import AGREEING, Search, Start
 from dht.storing import Store
 from swarm.errors import ProtocolError
@@ -43,6 +44,11 @@ class RosterSearch(Search):
         if packet.reply.roster is not None:
             self._heard.append(packet.reply.roster)
         super().replied(endpoint, packet)
+
+    def storers(self) -> list[Contact]:
+        """The nearest who know rosters: foreign nodes show the way, but give no token for a method they do not know."""
+        answered = self.paths.within(1 << BITS)
+        return [contact for contact in answered if contact.endpoint in self.tokens][:BUCKET_SIZE]
 
     def _query(self) -> Query:
         return CapGet(target=self.target, wanted=self._wanted)
