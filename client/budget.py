@@ -121,18 +121,21 @@ class ChannelBudget:
             self.doubtful = 0
 
     def most_earned(self, call: CallId, amount: int) -> int:
-        """The most that a receipt of ``amount`` for ``call`` may say that the channel has earned in all."""
-        others = sum(ceiling for other, ceiling in self.open.items() if other != call)
-        return min(self.issued, self.earned + self.doubtful + self.conceded + others + amount)
+        """The most that a receipt of ``amount`` for ``call`` may say that the channel has earned in all.
+
+        Calls share the channel's credit, so what others have cost, or lost, is only bounded by all that was promised.
+        """
+        alone = not self.doubtful and not self.conceded and self.open.keys() <= {call}
+        return min(self.issued, self.earned + amount) if alone else self.issued
 
     def close(self, call: CallId, receipt: Receipt | None) -> None:
         """A call has ended, with this receipt or without one."""
         self.reserved.pop(call, None)
-        ceiling = self.open.pop(call, 0)
-        if receipt is None:
-            self.doubtful = min(self.doubtful + ceiling, max(0, self.issued - self.earned - self.conceded))
-            return
-        self.earned += receipt.amount
-        if not self.open:  # then it counts everything
-            self.earned = max(self.earned, receipt.cumulative)
-            self.doubtful = self.conceded = 0
+        promised = self.open.pop(call, 0)
+        if receipt is not None:
+            self.earned += receipt.amount
+            if not self.open:  # then it counts everything
+                self.earned = max(self.earned, receipt.cumulative)
+                self.doubtful = self.conceded = 0
+        unexplained = max(0, self.issued - self.earned - self.conceded)
+        self.doubtful = unexplained if promised and receipt is None else min(self.doubtful, unexplained)
