@@ -15,9 +15,12 @@ async def test_a_worker_is_found_by_a_node_that_knows_only_libtorrents() -> None
     async with (
         dht.open_node() as first,
         open_foreign(first.address) as foreign,
+        dht.open_node(dht.DhtConfig(bootstrap=(foreign.address,))) as keeping,
         dht.open_node(dht.DhtConfig(bootstrap=(foreign.address,))) as serving,
         dht.open_node(dht.DhtConfig(bootstrap=(foreign.address,), read_only=True)) as reading,
     ):
+        while keeping.node_id not in [contact.node_id for contact in await reading.find_node(MODEL[:20])]:
+            await keeping.ping(foreign.address)  # it names who it has heard of often enough
         await Directory(serving).advertise(worker(1), advert)
         entries: list[dht.Entry] = []
         while not entries:  # it counts once its endpoint has answered a ping
