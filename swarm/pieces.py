@@ -10,8 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from swarm.layout import ByteRange, LayoutError
-
-TOP_PRIORITY = 7  # libtorrent's highest; 0 is "do not fetch"
+from swarm.sharing import TOP_PRIORITY, Neighbour, crowd_of, owner_of, shared_priorities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +36,7 @@ class PieceMap:
             if item.file >= len(self.sizes) or item.stop > self.sizes[item.file]:
                 raise LayoutError(f"range [{item.start}, {item.stop}) lies outside file {item.file}")
             first = self.first(item.file)
-            covered.update(
-                range(first + item.start // self.piece_length, first + -(-item.stop // self.piece_length))
-            )
+            covered.update(range(first + item.start // self.piece_length, first + -(-item.stop // self.piece_length)))
         return covered
 
     def place(self, piece: int) -> tuple[int, int]:
@@ -73,8 +70,8 @@ class FetchPlan:
     """
 
     __slots__ = (
-        "_awaited", "_finished", "_flushed", "_flushing", "_on_the_way",
-        "_tiers", "_total", "_turn", "_verified", "wanted",
+        "_awaited", "_crowd", "_finished", "_flushed", "_flushing", "_on_the_way",
+        "_owners", "_tiers", "_total", "_turn", "_verified", "wanted",
     )  # fmt: skip
 
     def __init__(self, total: int, tiers: Sequence[AbstractSet[int]]) -> None:
@@ -88,6 +85,8 @@ class FetchPlan:
         self._on_the_way = 0  # answers that may still come, at most
         self._turn = 0  # the first tier that is not finished
         self._awaited = 0  # answers that must come before the flush under way is over
+        self._crowd: tuple[bytes, ...] = ()
+        self._owners: dict[int, bytes] = {}
 
     def done(self) -> frozenset[int]:
         """The wanted pieces whose hash holds."""
@@ -158,3 +157,16 @@ class FetchPlan:
             if number >= self._turn:
                 level = max(1, level - 1)
         return priorities
+
+    def crowded_priorities(self, me: bytes, neighbours: Sequence[Neighbour]) -> list[int] | None:
+        """Priority per piece among others who fetch the same (`swarm.sharing`); None while nobody does."""
+        crowd = crowd_of(me, neighbours, self.wanted)
+        if len(crowd) == 1:
+            return None
+        if crowd != self._crowd:
+            self._crowd = crowd
+            self._owners = {piece: owner_of(piece, crowd) for piece in self.wanted}
+        left = [tier - self._finished for tier in self._tiers]
+        own = {piece for tier in left for piece in tier if self._owners[piece] == me}
+        elsewhere = frozenset[int]().union(*(each.pieces for each in neighbours if each.fetching))
+        return shared_priorities(self._total, left, own, elsewhere)

@@ -29,6 +29,9 @@ from swarm.torrent_events import (
 )
 from swarm.weight_files import Placement, WeightFiles
 
+SHARE_PERIOD = (
+    0.25  # seconds between looks at who else fetches: a piece that another has waits that long, on average half
+)
 PROGRESS_PERIOD = 0.25  # seconds between two looks at a transfer: as often as a person can follow
 
 
@@ -70,6 +73,7 @@ class Torrent:
         self._failure: Failed | None = None
         self._stats = Stats(checking=False, downloaded_payload=0, peers=0, rate=0, problem="", pieces=None)
         self._stats_count = 0
+        self._priorities: list[int] | None = None  # among others who fetch the same
         self._refused = 0
         self._hashing = 0  # threads that read the files now
 
@@ -130,6 +134,15 @@ class Torrent:
         await trio.sleep(PROGRESS_PERIOD)
         self._check_failure()
         return await self.refresh()
+
+    async def share(self) -> None:
+        """While anything is missing, share the work with others who fetch the same, as `swarm.sharing` has it."""
+        while self.plan.unfinished(self.plan.wanted):
+            self._check_open()
+            peers = await self._engine.neighbours(self.info_hash)
+            self._crowd(self.plan.crowded_priorities(self._engine.peer_id, peers))
+            await trio.sleep(SHARE_PERIOD)
+        self._crowd(None)
 
     # Called by the session.
 
@@ -222,8 +235,17 @@ class Torrent:
 
     def _reprioritise(self) -> None:
         """Give the next tiers their turn; most pieces change nothing."""
-        if self.plan.turn_changed():
+        if self.plan.turn_changed() and self._priorities is None:
             self._engine.prioritise(self.info_hash, self.plan.priorities())
+
+    def _crowd(self, priorities: list[int] | None) -> None:
+        """Ask for the pieces by these priorities; None is among nobody: tier by tier."""
+        if priorities == self._priorities or self._closed:
+            return
+        if (priorities is None) != (self._priorities is None):
+            self._engine.crowded(self.info_hash, crowded=priorities is not None)
+        self._priorities = priorities
+        self._engine.prioritise(self.info_hash, self.plan.priorities() if priorities is None else priorities)
 
     async def _verify(self, pieces: list[int]) -> None:
         """Hash pieces as they are in the files, in a thread: libtorrent answers a flush the disk refused, too."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from swarm.ids import InfoHash
+from swarm.sharing import Neighbour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +67,22 @@ class Stats:
     peers: int
     rate: int
     problem: str
-    pieces: tuple[int, ...] | None
+    pieces: frozenset[int] | None
 
 
 Event = Added | Checked | PieceFinished | PieceRefused | FlushingItself | Flushed | Failed | Removed | Stats
 
 
 class Engine(Protocol):
-    """What a torrent asks of the session. Nothing here blocks; answers come as events."""
+    """What a torrent asks of the session. What is not async does not block; its answers come as events."""
+
+    peer_id: bytes
+    """What others know this session by."""
 
     def flush(self, info_hash: InfoHash) -> None: ...
     def ask_stats(self, info_hash: InfoHash, *, pieces: bool) -> None: ...
     def prioritise(self, info_hash: InfoHash, priorities: list[int]) -> None: ...
     def connect(self, info_hash: InfoHash, host: str, port: int) -> None: ...
+    async def neighbours(self, info_hash: InfoHash) -> list[Neighbour]: ...
+    def crowded(self, info_hash: InfoHash, *, crowded: bool) -> None: ...
     def pause(self, info_hash: InfoHash) -> None: ...

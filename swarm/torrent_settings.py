@@ -9,6 +9,11 @@ from typing import Any
 from swarm.errors import UsageError
 
 ALERT_QUEUE = 20_000  # a fast transfer of small pieces fills libtorrent's 2 000 between two turns of the loop
+QUEUE = 500  # blocks of 16 KiB asked of one peer and not yet come: 160 MB/s at 50 ms
+CROWD_QUEUE = 16  # with more, eight that join at once open so many pieces that they finish each other's from the seed
+QUEUE_TIME = 1  # seconds' worth of requests kept at a peer; libtorrent's 3 opens more pieces than it can finish
+PIECE_TIMEOUT = 5  # seconds without a block before its piece is asked elsewhere; at 20 a layer waits for one block
+UNCHOKED = 64  # peers served at once; with libtorrent's 8 the ninth worker that joins waits
 RECONNECT_TIME = 5  # seconds per failed attempt; libtorrent's 60 outlasts a peer's restart
 TICK = 100  # ms between two turns of the rate limits and connection attempts; at 500 a layer waits for its last piece
 FAST_BUFFER = 4 * 2**20  # bytes; uTP on a fast link is six times slower with the system's default
@@ -58,6 +63,10 @@ def session_settings(config: TorrentConfig) -> dict[str, Any]:
         "download_rate_limit": config.download_rate,
         "min_reconnect_time": RECONNECT_TIME,
         "tick_interval": TICK,
+        "max_out_request_queue": QUEUE,
+        "request_queue_time": QUEUE_TIME,
+        "piece_timeout": PIECE_TIMEOUT,
+        "unchoke_slots_limit": UNCHOKED,
         "alert_queue_size": ALERT_QUEUE,
     }
     if config.utp:

@@ -7,6 +7,7 @@ no trackers. Peers come from our own directory through `Torrent.add_peer`. Alert
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from swarm.ids import InfoHash
 from swarm.layout import ByteRange
 from swarm.metadata import TorrentMetadata
 from swarm.nurseries import open_nursery
+from swarm.sharing import Neighbour
 from swarm.torrent import Progress, Torrent
 from swarm.torrent_events import (
     Added,
@@ -34,11 +36,13 @@ from swarm.torrent_events import (
     Removed,
     Stats,
 )
-from swarm.torrent_settings import TorrentConfig, session_settings
+from swarm.torrent_settings import CROWD_QUEUE, QUEUE, TorrentConfig, session_settings
 from swarm.weight_files import Placement, stamp_of
 
 __all__ = ["Progress", "Torrent", "TorrentConfig", "Torrents", "open_torrents"]
 
+PEER_ID_SIZE = 20  # bytes; ours is set whole, because the others' shares are computed from it
+PEER_ID_PREFIX = b"-SI0100-"  # Azureus style: two letters of the client and its version
 _ALERTS = (
     lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage | lt.alert_category.piece_progress
 )
@@ -71,6 +75,8 @@ class Torrents:
         self._config = config
         self._torrents: dict[InfoHash, Torrent] = {}
         self._handles: dict[InfoHash, Any] = {}
+        self._crowded: set[InfoHash] = set()
+        self.peer_id = PEER_ID_PREFIX + secrets.token_hex((PEER_ID_SIZE - len(PEER_ID_PREFIX)) // 2).encode("ascii")
         self._port = 0
         self._listen_problem = ""
         self._listen_event = trio.Event()
@@ -78,7 +84,10 @@ class Torrents:
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         parameters = lt.session_params()
-        settings: Any = session_settings(config) | {"alert_mask": int(_ALERTS)}
+        settings: Any = session_settings(config) | {
+            "alert_mask": int(_ALERTS),
+            "peer_fingerprint": self.peer_id.decode("ascii"),
+        }
         parameters.settings = settings
         self._session: Any = lt.session(parameters)
         if config.upload_rate or config.download_rate:
@@ -157,6 +166,18 @@ class Torrents:
             self._handles[info_hash].connect_peer((host, port))
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
             raise UsageError(f"{host}:{port} is not a numeric address and port") from error
+
+    async def neighbours(self, info_hash: InfoHash) -> list[Neighbour]:
+        """Who is connected now. The binding cannot read the alert for it, so a thread waits for the answer."""
+        handle = self._handles[info_hash]
+        return await trio.to_thread.run_sync(lambda: _neighbours(handle.get_peer_info() if handle.is_valid() else []))
+
+    def crowded(self, info_hash: InfoHash, *, crowded: bool) -> None:
+        """Whether others fetch the same: then few requests are kept waiting at each peer."""
+        self._crowded.discard(info_hash)
+        if crowded:
+            self._crowded.add(info_hash)
+        self._session.apply_settings({"max_out_request_queue": CROWD_QUEUE if self._crowded else QUEUE})
 
     def pause(self, info_hash: InfoHash) -> None:
         """Stop serving and fetching."""
@@ -314,7 +335,7 @@ def _places(torrent: Torrent) -> dict[int, str]:
 
 
 def _stats(status: Any) -> Stats:
-    pieces = tuple(number for number, there in enumerate(status.pieces) if there)
+    pieces = _numbers(status.pieces)
     return Stats(
         checking=status.state in _CHECKING,
         downloaded_payload=status.total_payload_download,
@@ -323,3 +344,17 @@ def _stats(status: Any) -> Stats:
         problem=status.errc.message().lower() if status.errc.value() else "",
         pieces=pieces if status.pieces else None,
     )
+
+
+def _numbers(bits: Any) -> frozenset[int]:
+    return frozenset(number for number, there in enumerate(bits) if there)
+
+
+def _neighbours(peers: Any) -> list[Neighbour]:
+    found = []
+    for peer in peers:
+        if not peer.flags & (lt.peer_info.connecting | lt.peer_info.handshake):
+            fetching = not peer.flags & (lt.peer_info.seed | lt.peer_info.upload_only)
+            pieces = _numbers(peer.pieces) if fetching else frozenset()
+            found.append(Neighbour(peer_id=bytes(peer.pid.to_bytes()), pieces=pieces, fetching=fetching))
+    return found

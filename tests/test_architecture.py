@@ -41,7 +41,7 @@ PURE = [
     "swarm/ids.py", "swarm/layout.py", "swarm/ledger_rows.py", "swarm/ledger_schema.py", "swarm/manifest.py",
     "swarm/merkle.py", "swarm/messages.py", "swarm/metadata.py", "swarm/outbox.py", "swarm/pieces.py",
     "swarm/protocol.py", "swarm/receipts.py", "swarm/records.py", "swarm/safetensors_header.py",
-    "swarm/settlement.py", "swarm/strict_json.py", "swarm/torrent_events.py", "swarm/torrent_settings.py",
+    "swarm/settlement.py", "swarm/sharing.py", "swarm/strict_json.py", "swarm/torrent_events.py", "swarm/torrent_settings.py",
     "swarm/units.py",
     "dht/calls.py", "dht/contacts.py", "dht/engine.py", "dht/errors.py", "dht/items.py", "dht/keys.py", "dht/krpc.py",
     "dht/lookup.py", "dht/names.py", "dht/operations.py", "dht/outcomes.py", "dht/publications.py", "dht/routing.py",

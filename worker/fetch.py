@@ -87,6 +87,7 @@ async def open_swarming(directory: Directory, torrent: Torrent, port: int, repor
     async with open_nursery() as nursery:
         nursery.start_soon(_find_peers, directory, torrent, port)
         nursery.start_soon(_watch, torrent, report)
+        nursery.start_soon(torrent.share)
         yield
         nursery.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ from swarm.errors import ClosedError, ResourceError, UsageError, VerificationErr
 from swarm.ids import InfoHash
 from swarm.layout import ByteRange
 from swarm.metadata import PieceHasher, TorrentFile, TorrentMetadata
+from swarm.sharing import Neighbour
 from swarm.torrent import Torrent
 from swarm.torrent_events import (
     Added,
@@ -37,6 +38,8 @@ class Asked:
 
     calls: list[str] = field(default_factory=list)
     priorities: list[int] = field(default_factory=list)
+    around: list[Neighbour] = field(default_factory=list)
+    peer_id: bytes = b"me"
 
     def flush(self, info_hash: InfoHash) -> None:
         self.calls.append("flush")
@@ -50,12 +53,19 @@ class Asked:
     def connect(self, info_hash: InfoHash, host: str, port: int) -> None:
         self.calls.append(f"connect {host} {port}")
 
+    async def neighbours(self, info_hash: InfoHash) -> list[Neighbour]:
+        await trio.lowlevel.checkpoint()
+        return self.around
+
+    def crowded(self, info_hash: InfoHash, *, crowded: bool) -> None:
+        self.calls.append(f"crowded {crowded}")
+
     def pause(self, info_hash: InfoHash) -> None:
         self.calls.append("pause")
 
 
 def stats(*pieces: int, checking: bool = False, problem: str = "") -> Stats:
-    return Stats(checking=checking, downloaded_payload=7, peers=1, rate=3, problem=problem, pieces=pieces)
+    return Stats(checking=checking, downloaded_payload=7, peers=1, rate=3, problem=problem, pieces=frozenset(pieces))
 
 
 def make(folder: Path, tiers: list[list[ByteRange]], on_disk: bytes = DATA) -> tuple[Torrent, Asked]:
@@ -227,3 +237,29 @@ async def test_closing_ends_waiting_and_reading_but_not_what_was_handed_out(tmp_
         torrent.read(0, 0, 10)
     with pytest.raises(ClosedError):
         torrent.add_peer("127.0.0.1", 1)
+
+
+async def test_work_is_shared_while_others_fetch_the_same_and_not_longer(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    torrent, asked = make(tmp_path, [ALL])
+    done = trio.Event()
+
+    async def shares() -> None:
+        await torrent.share()
+        done.set()
+
+    nursery.start_soon(shares)
+    await trio.sleep(1)
+    assert asked.calls == [], "alone"
+    asked.around = [Neighbour(peer_id=b"other", pieces=frozenset({2}), fetching=True)]
+    await trio.sleep(1)
+    assert asked.calls == ["crowded True"]
+    assert set(asked.priorities) <= {0, 1, 7}
+    assert asked.priorities[2] > 0, "the other has it"
+    asked.around = []
+    await trio.sleep(1)
+    assert asked.calls == ["crowded True", "crowded False"]
+    assert asked.priorities == [7, 7, 7, 7]
+    torrent.handle(stats(0, 1, 2, 3))
+    await done.wait()
