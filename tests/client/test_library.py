@@ -328,7 +328,10 @@ def test_settings_come_from_the_home_unless_given(tmp_path: Path) -> None:
 
 
 def test_a_chain_needs_its_contract(tmp_path: Path) -> None:
-    with pytest.raises(SwarmError, match="contract"), Swarm(home=tmp_path, bootstrap=[], chain="http://127.0.0.1:1"):
+    with (
+        pytest.raises(SwarmError, match="contract"),
+        Swarm(home=tmp_path, bootstrap=["127.0.0.1:1"], chain="http://127.0.0.1:1"),
+    ):
         raise AssertionError("it is not open")
 
 
