@@ -49,12 +49,12 @@ class Directory:
         The seq rises with each change; the same manifest published again keeps it. Kept alive while the node runs.
         """
         value: dict[bytes, bytes] = {b"m": bytes(manifest_id), b"n": check_name(name).encode("ascii")}
-        item = await self._node.put_mutable(publisher, value, salt=model_salt(name))
+        item = await self._node.put_mutable(publisher, value, salt=model_salt(name), region=True)
         return item.seq
 
     async def find_model(self, publisher: PeerId, name: str) -> ManifestId:
         """The manifest that the publisher's ``name`` means now. Raises `UnknownModelError` if nobody knows it."""
-        item = await self._node.get_mutable(publisher, model_salt(name))
+        item = await self._node.get_mutable(publisher, model_salt(name), region=True)
         if item is None:
             reference = format_model_reference(publisher, name)
             raise UnknownModelError(f"no DHT node knows {reference}; check it, or ask its publisher to publish again")

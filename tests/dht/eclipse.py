@@ -3,8 +3,8 @@
     python -m tests.dht.eclipse         prints the rate for each kind of attacker, plain and with a region
 
 The attackers lie to everybody: they name only each other, say that they keep what they are given, and keep nothing.
-Those of `intruders` ignore BEP 42 and take ids right beside the key. Those of `grinders` have a whole /18 of 16 384
-addresses and choose among all ids that BEP 42 allows them: more than most attackers have, and more than BEP 42 and
+Those of `intruders` ignore BEP 42 and take ids right beside the key. Those of `grinders` have 8 192 addresses of a /18
+and choose among all ids that BEP 42 allows them: more than most attackers have, and more than BEP 42 and
 limits per prefix can stop.
 """
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dht.contacts import Contact, Endpoint
 from dht.keys import NodeId, distance
@@ -155,3 +156,64 @@ def test_every_lookup_ends_and_finds_the_nearest_that_live(seed: int, size: int,
     assert lookup.finished
     expected = sorted(alive, key=lambda contact: distance(contact.node_id, target))
     assert lookup.nearest() == expected[:WIDTH]
+
+
+class LookupMachine(RuleBasedStateMachine):
+    """Whatever answers, lies, is late or silent: nobody is asked twice, and the end is reached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookup = Lookup(TARGET, OWN, nodes(*range(200, 210)))
+        self.asked: list[Contact] = []
+        self.waiting: dict[Contact, int] = {}
+
+    @rule()
+    def ask(self) -> None:
+        chosen = self.lookup.next_contacts()
+        assert len(chosen) <= ALPHA
+        self.asked += chosen
+        self.waiting |= dict.fromkeys(chosen, 0)
+
+    @rule(pick=st.integers(0, 100), named=st.lists(st.integers(0, 300), max_size=30), claimed=st.integers(0, 300))
+    def answer(self, pick: int, named: list[int], claimed: int) -> None:
+        if self.waiting:
+            contact = sorted(self.waiting, key=lambda c: c.node_id)[pick % len(self.waiting)]
+            del self.waiting[contact]
+            honest = Contact(node(claimed).node_id, contact.endpoint) if pick % 7 == 0 else contact
+            self.lookup.answered(honest, nodes(*named))
+
+    @rule(pick=st.integers(0, 100))
+    def wait(self, pick: int) -> None:
+        if self.waiting:
+            contact = sorted(self.waiting, key=lambda c: c.node_id)[pick % len(self.waiting)]
+            self.waiting[contact] += 1
+            if self.waiting[contact] < 3:
+                self.lookup.timed_out(contact.endpoint, self.waiting[contact])
+            else:
+                del self.waiting[contact]
+                self.lookup.failed(contact.endpoint)
+
+    @invariant()
+    def holds(self) -> None:
+        endpoints = [contact.endpoint for contact in self.asked]
+        assert len(endpoints) == len(set(endpoints))
+        near = self.lookup.nearest()
+        assert len(near) <= WIDTH
+        assert near == sorted(near, key=lambda contact: distance(contact.node_id, TARGET))
+        assert {contact.endpoint for contact in near} <= set(endpoints)
+        assert len(self.lookup._candidates) <= MAX_CANDIDATES
+
+    def teardown(self) -> None:
+        for _ in range(400):
+            self.ask()
+            if self.lookup.finished:
+                return
+            for contact in list(self.waiting):
+                self.lookup.timed_out(contact.endpoint, 2)
+                self.lookup.failed(contact.endpoint)
+                del self.waiting[contact]
+        raise AssertionError("the lookup does not end")
+
+
+TestLookup = LookupMachine.TestCase
+TestLookup.settings = settings(max_examples=40, stateful_step_count=40)

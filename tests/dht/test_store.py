@@ -8,13 +8,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from dht import store as module
 from dht.contacts import Endpoint
 from dht.errors import RejectedQuery
-from dht.items import ImmutableItem, sign_item
+from dht.items import ImmutableItem, MutableItem, sign_item
 from dht.keys import Target
 from dht.store import ITEM_TTL, PEER_TTL, ItemStore, PeerStore
 from swarm.codec import encode
 from swarm.identity import Identity
 
 KEY = Identity(b"\x03" * 32)
+FRIEND = Endpoint("61.2.3.4", 6881)
+SIGNED = [sign_item(KEY, value, seq=seq) for seq in (1, 2, 3) for value in (b"x", b"y")]
 ONE, TWO = Target(b"1" * 20), Target(b"2" * 20)
 
 
@@ -134,3 +136,54 @@ class PeerStoreMachine(RuleBasedStateMachine):
 
 TestPeerStore = PeerStoreMachine.TestCase
 TestPeerStore.settings = settings(max_examples=40, stateful_step_count=30)
+
+
+class ItemStoreMachine(RuleBasedStateMachine):
+    """The store of items against a plain dictionary: which replace which, and when they go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = ItemStore()
+        self.model: dict[Target, tuple[ImmutableItem | MutableItem, float]] = {}
+        self.now = 0.0
+
+    def current(self, target: Target) -> ImmutableItem | MutableItem | None:
+        item, expiry = self.model.get(target, (None, 0.0))
+        return item if expiry > self.now else None
+
+    @rule(item=st.sampled_from([plain(b"a"), plain(b"b"), *SIGNED]), cas=st.none() | st.integers(0, 3))
+    def put(self, item: ImmutableItem | MutableItem, cas: int | None) -> None:
+        current = self.current(item.target)
+        refused = None
+        if isinstance(item, MutableItem) and isinstance(current, MutableItem):
+            if cas is not None and cas != current.seq:
+                refused = 301
+            elif item.seq < current.seq or (item.seq == current.seq and item.value != current.value):
+                refused = 302
+        if refused is not None:
+            with pytest.raises(RejectedQuery) as caught:
+                self.store.put(item, self.now, cas=cas, storer=FRIEND)
+            assert caught.value.krpc_code == refused
+            return
+        self.store.put(item, self.now, cas=cas, storer=FRIEND)
+        self.model[item.target] = (item, self.now + ITEM_TTL)
+
+    @rule(seconds=st.floats(0.1, ITEM_TTL))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        self.store.expire(self.now)
+        self.model = {target: kept for target, kept in self.model.items() if kept[1] > self.now}
+        assert len(self.store) == len(self.model)
+
+    @invariant()
+    def agrees(self) -> None:
+        for target in [*self.model, plain(b"c").target]:
+            assert self.store.get(target, self.now) == self.current(target)
+        assert sum(self.store._held.values()) == len(self.store)
+
+
+TestItemStore = ItemStoreMachine.TestCase
+TestItemStore.settings = settings(max_examples=40, stateful_step_count=30)
