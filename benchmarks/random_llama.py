@@ -34,10 +34,10 @@ CONFIG = {
 SPREAD = 0.02  # standard deviation of the weights, as Llama is initialised
 
 
-def write_random_llama(folder: Path, *, seed: int = 1) -> Path:
-    """Write the model, 445 MB; the same bytes for the same seed and numpy."""
+def write_random_llama(folder: Path, *, seed: int = 1, **changes: int) -> Path:
+    """Write the model, 445 MB without ``changes`` of sizes; the same bytes for the same seed and numpy."""
     folder.mkdir(parents=True)
-    encoded = json.dumps(CONFIG).encode()
+    encoded = json.dumps(CONFIG | changes).encode()
     config = parse_config(encoded)
     shapes: dict[str, tuple[int, ...]] = {
         EMBEDDING: (config.vocabulary, config.hidden),

@@ -44,6 +44,8 @@ class Progress:
     wanted_bytes: int
     downloaded_payload: int
     """Received in this session, refused pieces included."""
+    uploaded_payload: int
+    """Sent to others in this session."""
     refused_pieces: int
     """Pieces that came with a wrong hash and were fetched again."""
     peers: int
@@ -71,7 +73,9 @@ class Torrent:
         self._removed = False
         self._closed = False
         self._failure: Failed | None = None
-        self._stats = Stats(checking=False, downloaded_payload=0, peers=0, rate=0, problem="", pieces=None)
+        self._stats = Stats(
+            checking=False, downloaded_payload=0, uploaded_payload=0, peers=0, rate=0, problem="", pieces=None
+        )
         self._stats_count = 0
         self._priorities: list[int] | None = None  # among others who fetch the same
         self._refused = 0
@@ -119,6 +123,7 @@ class Torrent:
             done_bytes=self.map.bytes_in(self.plan.done()),
             wanted_bytes=self.map.bytes_in(self.plan.wanted),
             downloaded_payload=self._stats.downloaded_payload,
+            uploaded_payload=self._stats.uploaded_payload,
             refused_pieces=self._refused,
             peers=self._stats.peers,
             rate=self._stats.rate,

@@ -64,6 +64,7 @@ class Stats:
 
     checking: bool
     downloaded_payload: int
+    uploaded_payload: int
     peers: int
     rate: int
     problem: str

@@ -339,6 +339,7 @@ def _stats(status: Any) -> Stats:
     return Stats(
         checking=status.state in _CHECKING,
         downloaded_payload=status.total_payload_download,
+        uploaded_payload=status.total_payload_upload,
         peers=status.num_peers,
         rate=status.download_payload_rate,
         problem=status.errc.message().lower() if status.errc.value() else "",

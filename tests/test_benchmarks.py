@@ -110,3 +110,24 @@ def test_bench_chain_measures_both_models_and_the_hop() -> None:
         "software cost per hop, hidden 128 fp32",
         "software cost per hop, hidden 1024 fp32",
     ]
+
+
+@pytest.mark.slow
+def test_bench_weights_measures_what_it_promises() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_weights", "--quick", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout)
+    check_document(document, "bench-weights/1")
+    assert {"speed", "loading", "crowds"} <= set(document["results"])
+    names = {bar["name"] for bar in document["bars"]}
+    assert {"bytes over the span", "whole model against raw libtorrent", "first layer ready, whole"} <= names
+    overhead = next(bar for bar in document["bars"] if bar["name"] == "bytes over the span")
+    assert overhead["holds"], "bytes do not depend on the machine"
+    assert all(0 < found["share"] <= 1 for found in document["results"]["crowds"].values())
+    gone = next(found for name, found in document["results"]["crowds"].items() if "vanishes" in name)
+    assert gone["last"] > 0, "all finish without the publisher"

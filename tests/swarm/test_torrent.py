@@ -65,7 +65,15 @@ class Asked:
 
 
 def stats(*pieces: int, checking: bool = False, problem: str = "") -> Stats:
-    return Stats(checking=checking, downloaded_payload=7, peers=1, rate=3, problem=problem, pieces=frozenset(pieces))
+    return Stats(
+        checking=checking,
+        downloaded_payload=7,
+        uploaded_payload=5,
+        peers=1,
+        rate=3,
+        problem=problem,
+        pieces=frozenset(pieces),
+    )
 
 
 def make(folder: Path, tiers: list[list[ByteRange]], on_disk: bytes = DATA) -> tuple[Torrent, Asked]:
