@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from dht.contacts import Contact, Endpoint
 from dht.keys import NodeId, Target
 from dht.krpc import ErrorPacket, Packet, QueryPacket, ReplyPacket
-from dht.queries import AnnouncePeer, FindNode, Get, GetPeers, Ping, Put, UnknownQuery
-from dht.replies import Reply
+from dht.queries import AnnouncePeer, Family, FindNode, Get, GetPeers, Ping, Put, SampleInfohashes, UnknownQuery
+from dht.replies import Reply, Samples
 
 NODE_IDS = st.binary(min_size=20, max_size=20).map(NodeId)
 TARGETS = st.binary(min_size=20, max_size=20).map(Target)
@@ -29,12 +29,29 @@ TOKENS = st.binary(max_size=16)
 KEYS = st.binary(min_size=32, max_size=32)
 SIGNATURES = st.binary(min_size=64, max_size=64)
 
+WANTS = st.lists(st.sampled_from(Family), unique=True).map(lambda want: tuple(f for f in Family if f in want))
+FILTERS = st.binary(min_size=256, max_size=256)
+SAMPLES = st.builds(
+    Samples,
+    info_hashes=st.lists(TARGETS, max_size=5).map(tuple),
+    total=st.integers(0, 10**6),
+    interval=st.integers(0, 21600),
+)
+
 QUERIES = st.one_of(
     st.just(Ping()),
-    st.builds(FindNode, target=TARGETS),
-    st.builds(GetPeers, info_hash=TARGETS),
-    st.builds(AnnouncePeer, info_hash=TARGETS, port=PORTS, token=TOKENS, implied_port=st.booleans()),
-    st.builds(Get, target=TARGETS, seq=st.none() | SEQS),
+    st.builds(FindNode, target=TARGETS, want=WANTS),
+    st.builds(GetPeers, info_hash=TARGETS, want=WANTS, scrape=st.booleans()),
+    st.builds(
+        AnnouncePeer,
+        info_hash=TARGETS,
+        port=PORTS,
+        token=TOKENS,
+        implied_port=st.booleans(),
+        seed=st.booleans(),
+    ),
+    st.builds(Get, target=TARGETS, seq=st.none() | SEQS, want=WANTS),
+    st.builds(SampleInfohashes, target=TARGETS, want=WANTS),
     st.builds(Put, token=TOKENS, value=VALUES),
     st.builds(
         Put,
@@ -58,6 +75,9 @@ REPLIES = st.builds(
     public_key=st.none() | KEYS,
     seq=st.none() | SEQS,
     signature=st.none() | SIGNATURES,
+    seeds=st.none() | FILTERS,
+    downloaders=st.none() | FILTERS,
+    samples=st.none() | SAMPLES,
 )
 TRANSACTIONS = st.binary(min_size=1, max_size=32)
 PACKETS: st.SearchStrategy[Packet] = st.one_of(

@@ -8,8 +8,8 @@ from dht.contacts import Endpoint
 from dht.errors import RejectedQuery
 from dht.keys import NodeId, Target
 from dht.krpc import MAX_RECEIVED, ErrorPacket, Packet, QueryPacket, ReplyPacket, parse
-from dht.queries import AnnouncePeer, FindNode, GetPeers, Ping, UnknownQuery
-from dht.replies import Reply
+from dht.queries import AnnouncePeer, Family, FindNode, GetPeers, Ping, UnknownQuery
+from dht.replies import Reply, Samples
 from swarm.codec import encode
 from swarm.errors import ProtocolError
 from tests.dht.strategies import PACKETS
@@ -173,3 +173,23 @@ def test_one_bad_address_does_not_spoil_the_others() -> None:
     assert isinstance(packet, ReplyPacket)
     assert packet.reply.peers == (Endpoint("97.120.106.101", 11893),)
     assert packet.external is None
+
+
+def test_the_forms_of_scrapes_samples_and_wants() -> None:
+    scrape = GetPeers(info_hash=Target(b"h" * 20), scrape=True, want=(Family.IPV4, Family.IPV6))
+    packet = QueryPacket(transaction=b"aa", sender=NodeId(b"i" * 20), query=scrape)
+    form = b"d1:ad2:id20:%s9:info_hash20:%s6:scrapei1e4:wantl2:n42:n6ee1:q9:get_peers1:t2:aa1:y1:qe"
+    assert packet.pack() == form % (b"i" * 20, b"h" * 20)
+    assert parse(packet.pack()) == packet
+    samples = Samples(info_hashes=(Target(b"x" * 20), Target(b"y" * 20)), total=9, interval=60)
+    reply = ReplyPacket(transaction=b"aa", sender=NodeId(b"i" * 20), reply=Reply(samples=samples))
+    form = b"d1:rd2:id20:%s8:intervali60e3:numi9e7:samples40:%s%se1:t2:aa1:y1:re"
+    assert reply.pack() == form % (b"i" * 20, b"x" * 20, b"y" * 20)
+    assert parse(reply.pack()) == reply
+
+
+@pytest.mark.parametrize("body", [b"4:BFsd3:abc", b"7:samples21:" + b"s" * 21, b"7:samplesi1e"])
+def test_broken_filters_and_samples_are_refused(body: bytes) -> None:
+    head, tail = (body, b"") if body < b"2:id" else (b"", body)
+    with pytest.raises(ProtocolError):
+        parse(b"d1:rd" + head + b"2:id20:" + b"i" * 20 + tail + b"e1:t2:aa1:y1:re")

@@ -147,6 +147,28 @@ def test_refresh_targets_lie_in_their_bucket(noise: bytes, own: bytes, length: i
     assert shared_prefix(own, table.refresh_target(length, noise, 0.0)) == length
 
 
+def test_under_another_id_contacts_keep_what_is_known_of_them() -> None:
+    table = full_table()
+    table.replied(far(20), 10.0)
+    fail(table, far(2), BAD_AFTER - 1)
+    assert (table.fill, table.replacements) == ((BUCKET_SIZE,), 1)
+    table.move_to(NodeId(b"\x80" + bytes(19)), 20.0)
+    assert len(table) == sum(table.fill) >= BUCKET_SIZE
+    assert set(table) <= {*(far(n) for n in range(BUCKET_SIZE)), far(20)}
+    assert far(2) in table.questionable(20.0)
+
+
+def test_spares_are_pinged_after_a_while_and_forgotten_when_silent() -> None:
+    table = full_table()
+    table.replied(far(20), 10.0)
+    assert table.spares(20.0) == []
+    assert table.spares(GOOD_FOR + 20.0) == [far(20)]
+    table.replied(far(20), GOOD_FOR + 20.0)
+    assert table.spares(GOOD_FOR + 21.0) == []
+    table.failed(far(20).endpoint)
+    assert table.replacements == 0
+
+
 @given(
     contacts=st.lists(V4_CONTACTS, max_size=60), target=st.binary(min_size=20, max_size=20), count=st.integers(1, 20)
 )

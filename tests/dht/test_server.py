@@ -6,16 +6,17 @@ from dataclasses import replace
 import pytest
 
 from dht.allowance import Allowance
+from dht.bloom import AddressFilter
 from dht.contacts import Contact, Endpoint
 from dht.items import ImmutableItem, sign_item
 from dht.keys import NodeId, Target
 from dht.krpc import ErrorPacket, QueryPacket, ReplyPacket, parse
-from dht.queries import AnnouncePeer, Family, FindNode, Get, GetPeers, Ping, Put, Query, UnknownQuery
+from dht.queries import AnnouncePeer, Family, FindNode, Get, GetPeers, Ping, Put, Query, SampleInfohashes, UnknownQuery
 from dht.replies import Reply
 from dht.roster_store import RosterStore
 from dht.routing import RoutingTable
-from dht.samples import Sampler
-from dht.server import MAX_ANSWER, MAX_PEERS_PER_ANSWER, Holdings, Server
+from dht.samples import MAX_SAMPLES, Sampler
+from dht.server import MAX_ANSWER, MAX_PEERS_BESIDE_FILTERS, MAX_PEERS_PER_ANSWER, Holdings, Server
 from dht.store import ItemStore, PeerStore
 from dht.tokens import Tokens
 from swarm.codec import encode
@@ -166,3 +167,36 @@ def test_full_answers_fit_a_datagram_and_values_outlast_nodes(world: World) -> N
     assert len(world.raw(GetPeers(info_hash=TARGET))) <= MAX_ANSWER
     assert 50 < len(world.ask(GetPeers(info_hash=TARGET), ASKER6).peers) < MAX_PEERS_PER_ANSWER
     assert len(world.raw(GetPeers(info_hash=TARGET), ASKER6)) <= MAX_ANSWER
+
+
+def test_a_scrape_counts_and_leaves_room_for_nodes(world: World) -> None:
+    for n in range(200):
+        world.peers.add(TARGET, Endpoint(f"10.5.0.{n}", 1), 0.0, seed=n < 50)
+    reply = world.ask(GetPeers(info_hash=TARGET, scrape=True))
+    assert reply.seeds is not None
+    assert reply.downloaders is not None
+    assert AddressFilter(reply.seeds).estimate == pytest.approx(50, rel=0.1)
+    assert AddressFilter(reply.downloaders).estimate == pytest.approx(150, rel=0.1)
+    assert len(reply.nodes) == 8
+    assert len(reply.peers) == MAX_PEERS_BESIDE_FILTERS
+    assert len(world.raw(GetPeers(info_hash=TARGET, scrape=True))) <= MAX_ANSWER
+    assert world.ask(GetPeers(info_hash=TARGET)).seeds is None
+
+
+def test_samples_fit_a_datagram_with_their_nodes(world: World) -> None:
+    for n in range(300):
+        world.peers.add(Target(n.to_bytes(20, "big")), OWN_PEER, 0.0)
+    reply = world.ask(SampleInfohashes(target=TARGET))
+    assert reply.samples is not None
+    assert (len(reply.samples.info_hashes), reply.samples.total) == (MAX_SAMPLES, 300)
+    assert len(reply.nodes) == 8
+    assert len(world.raw(SampleInfohashes(target=TARGET))) <= MAX_ANSWER
+
+
+def test_a_good_token_proves_an_address(world: World) -> None:
+    outsider = Endpoint("61.2.3.4", 4000)
+    token = world.ask(GetPeers(info_hash=TARGET), outsider).token or b""
+    assert not world.allowance.is_proven(outsider, 1.0)
+    world.ask(AnnouncePeer(info_hash=TARGET, port=1, token=token, seed=True), outsider)
+    assert world.allowance.is_proven(outsider, 1.0)
+    assert world.peers.get(TARGET, 1.0, seed=True) == [Endpoint("61.2.3.4", 1)]
