@@ -205,7 +205,7 @@ async def test_a_second_receipt_is_refused(tmp_path: Path) -> None:
 
 
 async def test_silence_at_the_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_module, "OPEN_TIMEOUT", 0.5)
+    monkeypatch.setattr(call_module, "OPEN_TIMEOUT", 2.0)
     async with open_rogues(tmp_path, 2) as swarm:
         swarm.rogues.silent = {(1, "open")}
         await failing(swarm, UnreachableError, 1)
@@ -222,7 +222,7 @@ async def test_silence_instead_of_tokens(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_silence_at_the_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_module, "CLOSE_TIMEOUT", 0.5)
+    monkeypatch.setattr(call_module, "CLOSE_TIMEOUT", 3.0)
     async with open_rogues(tmp_path, 2) as swarm:
         swarm.rogues.silent = {(1, "close")}
         await failing(swarm, UnreachableError, 1)
