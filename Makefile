@@ -31,7 +31,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -v -m slow
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/.made:
 	@command -v '$(PYTHON)' >/dev/null || { echo 'No $(PYTHON) here. Install Python 3.11 or newer, or run: make PYTHON=/path/to/python3'; exit 1; }
@@ -45,7 +45,9 @@ $(VENV)/.demo: $(VENV)/.made $(INPUTS)
 	@touch $@
 
 # What the tests need includes what the demonstration needs.
-$(VENV)/.dev: $(VENV)/.made $(INPUTS)
+$(VENV)/.dev: $(VENV)/.made $(INPUTS) package.json
 	@echo 'Installing what the tests need; torch and transformers are a few hundred megabytes.'
 	$(PIP) --quiet --editable '.[dev]'
+	@command -v npm >/dev/null && npm install --no-package-lock --no-audit --no-fund --silent \
+		|| echo 'No npm here: the tests against anvil, a real EVM node, will be skipped.'
 	@touch $@ $(VENV)/.demo

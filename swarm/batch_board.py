@@ -102,7 +102,7 @@ class BatchBoard:
 
     def bond_balance(self, account: Address) -> int:
         """What of an account's bond money is held by no batch and no demand."""
-        return int(self.port.call("balance_of", f"0x{account}"))
+        return int(self.port.call("balance_of", bytes(account)))
 
     def terms(self) -> tuple[int, int, int, int, int]:
         """Bond, deposit, challenge window, data window (seconds) and lag (blocks)."""
@@ -191,6 +191,11 @@ class BatchBoard:
 
     # Money.
 
+    def entitled(self, batch_id: int, worker: Address, running: int) -> int:
+        """What a worker whose running sum in the last final batch is ``running`` has earned in all."""
+        gone = int(self.port.call("excluded", batch_id, bytes(worker)))
+        return max(0, running + int(self.port.call("exited", bytes(worker))) - gone)
+
     def claim(self, batch_id: int, posted: PostedBatch, proofs: Sequence[RecordProof]) -> Transaction:
         """Pay workers what the last final batch and their closed channels come to; a record of each worker."""
         if not 0 < len(proofs) <= MAX_BATCH:
@@ -199,7 +204,7 @@ class BatchBoard:
 
     def claim_exited(self, workers: Sequence[Address]) -> Transaction:
         """Pay workers for their closed channels alone."""
-        return self.port.send("claim_exited", [f"0x{worker}" for worker in workers])
+        return self.port.send("claim_exited", [bytes(worker) for worker in workers])
 
     def show_record(self, batch_id: int, posted: PostedBatch, proof: RecordProof) -> Transaction:
         """Put a final batch's record on record for its channel's close."""
@@ -226,11 +231,11 @@ class BatchBoard:
         after = place.after if place else at
         fields = batch_fields(posted) if posted else (bytes(32), bytes(32), 0, 0, 0, 0)
         places = (record_fields(at), record_fields(after))
-        return self.port.send("finalize_close", f"0x{client}", f"0x{worker}", number, fields, places)
+        return self.port.send("finalize_close", bytes(client), bytes(worker), number, fields, places)
 
     def finalize_unproven(self, client: Address, worker: Address) -> Transaction:
         """Close a batched channel after a second window, where nobody has the batch's data."""
-        return self.port.send("finalize_unproven", f"0x{client}", f"0x{worker}")
+        return self.port.send("finalize_unproven", bytes(client), bytes(worker))
 
 
 def batch_fields(posted: PostedBatch) -> tuple[Any, ...]:

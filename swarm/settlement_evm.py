@@ -177,6 +177,17 @@ class EvmSettlement:
         check_amount(amount)
         return self.evm.send(self._settlement.functions.withdraw(amount))
 
+    def block_hash(self, number: int) -> bytes:
+        """The hash of a block."""
+        with mapped(self.evm.url):
+            return bytes(self.evm.w3.eth.get_block(BlockNumber(number))["hash"])
+
+    def worker_totals(self, worker: Address) -> tuple[int, int]:
+        """What is committed to a worker over its batched channels, and what of it was paid."""
+        with mapped(self.evm.url):
+            committed, paid = self._settlement.functions.worker_totals(checksum(worker)).call()
+        return committed, paid
+
     def close_requests(self, first_block: int = 0) -> list[tuple[Address, Address]]:
         """(client, worker) of the channels whose close was requested from a block on."""
         event = self._settlement.events.CloseRequested()
