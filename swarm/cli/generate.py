@@ -35,8 +35,10 @@ def generate(
     Needs neither torch nor libtorrent. Workers that ask a price need --chain and --contract.
     """
     from client import Swarm
+    from dht.names import parse_model_reference
     from swarm.cli.interrupts import close_first
 
+    parse_model_reference(model)  # refused before the swarm is joined
     close_first()
     text = sys.stdin.read() if prompt == "-" else prompt
     with (

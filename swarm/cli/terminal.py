@@ -61,7 +61,7 @@ class ProgressBar:
         self._stream = stream or sys.stderr
         self._rewrites = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._now = now
-        self._written = -LINE_EVERY
+        self._written = now()  # what takes no longer than that needs no line in a log
         self._open = False
 
     def __enter__(self) -> Self:

@@ -57,8 +57,9 @@ def work(
     Runs until Ctrl-C. Only tensors come in; no code is ever fetched. What was fetched is kept, and a worker that is
     started again with the same --home is the same worker.
     """
+    from dht.names import parse_model_reference
+    from swarm.ports import check_port
     from swarm.receipts import Price
-    from worker.app import WorkerConfig
 
     if price is not None:
         price_input = price if price_input is None else price_input
@@ -73,13 +74,19 @@ def work(
         price_input=price_input,
         price_output=price_output,
     )
+    parse_model_reference(model)
+    layers, join = parse_span(span), joined(settings)
+    check_port(settings.listen_host, settings.listen_port)
+
+    from worker.app import WorkerConfig  # loads torch: after everything that can be refused without it
+
     config = WorkerConfig(
         home=found.path,
         model=model,
-        bootstrap=joined(settings),
+        bootstrap=join,
         host=settings.listen_host,
         port=settings.listen_port,
-        span=parse_span(span),
+        span=layers,
         price=Price(per_1k_input=settings.price_input, per_1k_output=settings.price_output),
         chain_rpc=settings.chain_rpc or None,
         contract=settings.contract,

@@ -113,7 +113,7 @@ def test_a_log_gets_a_line_of_progress_now_and_then() -> None:
     for done, now in enumerate((0.0, 1.0, 4.9, 5.0)):  # noqa: B007 - the clock
         bar.show(done, 4, f"part {done}")
     bar.close()
-    assert log.getvalue() == "  0% part 0\n 75% part 3\n"
+    assert log.getvalue() == " 75% part 3\n"
 
 
 def test_a_bar_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
