@@ -20,7 +20,7 @@ class Lease:
 
     def __init__(self, metadata: TorrentMetadata, paths: Sequence[Path]) -> None:
         self.metadata = metadata
-        self.map = PieceMap(sizes=tuple(file.size for file in metadata.files), piece_length=metadata.piece_length)
+        self.map = PieceMap.of(metadata)
         self.have: frozenset[int] = frozenset()
         """Pieces that are in the files, at the start."""
         self.paths = tuple(paths)

@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from swarm.layout import ByteRange, LayoutError
+from swarm.metadata import TorrentMetadata
 from swarm.sharing import TOP_PRIORITY, Neighbour, crowd_of, owner_of, shared_priorities
 
 
@@ -19,6 +20,11 @@ class PieceMap:
 
     sizes: tuple[int, ...]
     piece_length: int
+
+    @classmethod
+    def of(cls, metadata: TorrentMetadata) -> PieceMap:
+        """Those of a torrent."""
+        return cls(sizes=tuple(file.size for file in metadata.files), piece_length=metadata.piece_length)
 
     def first(self, file: int) -> int:
         """Number of the file's first piece."""

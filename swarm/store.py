@@ -23,6 +23,8 @@ from swarm.checked import Checked
 from swarm.errors import ResourceError
 from swarm.lease import Lease, lock_path, read_record, record_path, try_lock
 from swarm.metadata import TorrentMetadata
+from swarm.pieces import PieceMap
+from swarm.weight_files import WeightFiles
 
 FILES = "files"
 BLOCK = 512  # bytes of stat's block
@@ -97,6 +99,28 @@ class Store:
             if self.quota:
                 removed += self._shrink(self.used() - self.quota)
         return removed
+
+    def verify(self, metadata: TorrentMetadata, file: int) -> list[int]:
+        """Hash every checked piece of one file of a torrent again; returns those that are wrong, numbered within it.
+
+        What is wrong is forgotten, so that it is fetched again, unless the file is in use.
+        """
+        path = self.path_of(metadata.files[file].root)
+        record = read_record(path)
+        if record is None:
+            return []
+        paths = [self.path_of(each.root) for each in metadata.files]
+        files = WeightFiles(metadata, paths)
+        first = PieceMap.of(metadata).first(file)
+        try:
+            pieces = record.recut(metadata.piece_length)
+            wrong = [number for number in sorted(pieces) if not _holds(files, first + number)]
+        finally:
+            files.close()
+        with self._locked():
+            if wrong and not self._in_use(path):
+                record_path(path).unlink(missing_ok=True)  # whoever takes it next hashes it
+        return wrong
 
     def path_of(self, root: bytes) -> Path:
         """Where the file with this root lies."""
@@ -196,6 +220,13 @@ class Store:
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def _holds(files: WeightFiles, piece: int) -> bool:
+    try:
+        return files.holds(piece)
+    except ResourceError:
+        return False  # cut short, or the disk cannot read it
 
 
 def _on_disk(path: Path) -> int:

@@ -61,7 +61,7 @@ class Torrent:
         self.metadata = metadata
         self.placement = placement
         self.info_hash = metadata.info_hash
-        self.map = PieceMap(sizes=tuple(file.size for file in metadata.files), piece_length=metadata.piece_length)
+        self.map = PieceMap.of(metadata)
         self.plan = FetchPlan(self.map.total, [self._covering(tier) for tier in tiers])
         self.plan.finished(placement.have or ())
         self.plan.verified(placement.have or ())

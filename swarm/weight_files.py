@@ -42,7 +42,7 @@ class WeightFiles:
     def __init__(self, metadata: TorrentMetadata, paths: Sequence[Path]) -> None:
         self.metadata = metadata
         self.paths = tuple(paths)
-        self._map = PieceMap(sizes=tuple(file.size for file in metadata.files), piece_length=metadata.piece_length)
+        self._map = PieceMap.of(metadata)
         self._opened: dict[int, int] = {}
         self._opening = threading.Lock()
 

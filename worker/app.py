@@ -16,13 +16,14 @@ from dht.heartbeat import Advert
 from dht.names import parse_model_reference
 from dht.node import open_node
 from dht.sources import Sources
+from swarm.catalogue import Catalogue
 from swarm.config import Home
 from swarm.errors import UsageError
 from swarm.identity import Identity
-from swarm.ids import Address, ContentHash, ManifestId, PeerId
+from swarm.ids import Address, ManifestId, PeerId
 from swarm.ledger import open_ledger
 from swarm.links import open_links
-from swarm.manifest import Manifest, SignedManifest, span_bytes
+from swarm.manifest import Manifest, span_bytes
 from swarm.nurseries import open_nursery
 from swarm.peer import serve_peers
 from swarm.ports import check_port
@@ -34,6 +35,7 @@ from swarm.torrents import TorrentConfig, Torrents, open_torrents
 from worker.adverts import advert_of
 from worker.engine import open_engine
 from worker.fetch import Loaded, Report, SpanFetch, load_span, open_stored, open_swarming
+from worker.find import find_model
 from worker.service import Offer, Service
 
 KV_BUDGET = 1 << 30  # bytes for the keys and values of all sessions
@@ -113,7 +115,8 @@ async def run_worker(
     ):
         directory = Directory(node)
         report("looking for the model", None)
-        signed, objects = await _find(config, directory, identity)
+        async with open_links(identity) as links:
+            signed, objects = await find_model(config.model, Sources(directory, links), Catalogue(home.store))
         span = _span(config, signed.manifest)
         fetch = SpanFetch(
             manifest=signed.manifest,
@@ -209,20 +212,6 @@ def _check(config: WorkerConfig) -> None:
     if config.chain_rpc is not None and config.contract is None:
         raise UsageError("a chain needs the settlement contract's address too; give --contract")
     check_port(config.host, config.port)
-
-
-async def _find(
-    config: WorkerConfig, directory: Directory, identity: Identity
-) -> tuple[SignedManifest, dict[ContentHash, bytes]]:
-    """The manifest, and every object that this worker will serve in its turn."""
-    async with open_links(identity) as links:
-        sources = Sources(directory, links)
-        signed = await sources.model(config.model)
-        manifest_id = signed.manifest_id
-        objects = {ContentHash(manifest_id): signed.encode()}
-        for content in (signed.manifest.torrent, *(content for _, content in signed.manifest.objects)):
-            objects[content] = await sources.object(manifest_id, content)
-    return signed, objects
 
 
 def _span(config: WorkerConfig, manifest: Manifest) -> tuple[int, int]:

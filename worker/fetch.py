@@ -60,8 +60,7 @@ async def open_stored(fetch: SpanFetch, torrents: Torrents) -> AsyncIterator[Tor
     """
     metadata = fetch.manifest.check_torrent(fetch.raw)
     tiers = span_tiers(fetch.manifest, *fetch.span)
-    sizes = tuple(file.size for file in metadata.files)
-    wanted = PieceMap(sizes=sizes, piece_length=metadata.piece_length).pieces(item for tier in tiers for item in tier)
+    wanted = PieceMap.of(metadata).pieces(item for tier in tiers for item in tier)
     lease = await trio.to_thread.run_sync(fetch.store.lease, metadata, wanted)
     try:
         torrent = await torrents.fetch(fetch.raw, lease.placement, tiers)
