@@ -17,6 +17,8 @@ from dht.roster_queries import CapPut
 from swarm.errors import SwarmError, UnreachableError
 from swarm.identity import Identity
 
+MAX_STORERS = 24  # remembered of one shard: those of the last beats, whose entries still stand
+
 
 class Advertising:
     """One worker's advert for one model, repeated until it is withdrawn."""
@@ -29,7 +31,7 @@ class Advertising:
         self._advert = advert
         self._refresh = refresh
         self._heartbeat = Heartbeat(identity, advert.manifest_id, random.SystemRandom())
-        self._storers: dict[Target, tuple[tuple[Endpoint, bytes], ...]] = {}
+        self._storers: dict[Target, dict[Endpoint, bytes]] = {}  # with the tokens they gave, the latest last
         self._scope = trio.CancelScope()
 
     async def beat(self) -> None:
@@ -41,8 +43,9 @@ class Advertising:
             stored = await self._store(self._heartbeat.own(*place, time.time()))
             if not self._heartbeat.heard(stored.count, stored.depth):
                 break
-        for write in self._heartbeat.above(*place, time.time()):
-            await self._store(write)
+        sample = self._heartbeat.sample(*place, time.time())
+        if sample is not None:
+            await self._store(sample, at_one=True)
 
     async def run(self) -> None:
         """Beat until withdrawn. A beat that fails is made up for by the next."""
@@ -65,12 +68,16 @@ class Advertising:
         if host is None:
             return
         for write in self._heartbeat.withdrawal(self._advert, host, self._node.address[1], time.time()):
-            if write.target in self._storers:
-                self._node.withdraw_entry(write, self._storers[write.target])
+            self._node.withdraw_entry(write, self._storers.get(write.target, {}).items())
 
-    async def _store(self, write: CapPut) -> RosterStored:
-        stored = await self._node.store_entry(write)
-        self._storers[write.target] = stored.storers
+    async def _store(self, write: CapPut, *, at_one: bool = False) -> RosterStored:
+        stored = await self._node.store_entry(write, at_one=at_one)
+        kept = self._storers.setdefault(write.target, {})
+        for endpoint, token in stored.storers:
+            kept.pop(endpoint, None)
+            kept[endpoint] = token
+        while len(kept) > MAX_STORERS:
+            del kept[next(iter(kept))]
         return stored
 
     def _host(self) -> str:

@@ -14,7 +14,9 @@ from dht.heartbeat import Advert
 from dht.keys import Target
 from dht.names import check_name, format_model_reference
 from dht.node import Node
+from dht.outcomes import RosterFound
 from dht.roster import ENTRY_TTL, Entry, Filter, Shard, SignedEntry, roster_target
+from dht.roster_store import HOT_ENTRIES
 from swarm.errors import ProtocolError, SwarmError, UnknownModelError
 from swarm.identity import Identity
 from swarm.ids import InfoHash, ManifestId, PeerId
@@ -22,6 +24,7 @@ from swarm.records import CLOCK_TOLERANCE
 
 MODEL_SALT = b"swarm/model/1/"
 RPC_TAG = b"swarm-rpc/1"
+LOOK_AGAIN = 8  # reads of shards for one of a top that was crowded
 MORE_SHARDS = 4  # looked into where the sample at the top of a split roster has too few that fit
 
 
@@ -41,7 +44,7 @@ class Directory:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._adverts: dict[tuple[PeerId, ManifestId], Advertising] = {}
-        self._depths: dict[ManifestId, int] = {}  # of the rosters read so far
+        self._begin: dict[ManifestId, int] = {}  # at which depth of the rosters to begin
 
     async def publish_model(self, publisher: Identity, name: str, manifest_id: ManifestId) -> int:
         """Make ``name`` under the publisher's key mean ``manifest_id``; returns the item's seq.
@@ -124,25 +127,25 @@ class Directory:
         """
         wanted = wanted or Filter()
         found: dict[PeerId, Entry] = {}
-        depth = self._depths.get(manifest_id, 0)
-        await self._read_shard(manifest_id, Shard(depth, secrets.randbelow(1 << depth)), wanted, found)
-        depth = self._depths[manifest_id]
-        if len(found) < wanted.how_many and depth:
-            prefixes = secrets.SystemRandom().sample(range(1 << depth), min(MORE_SHARDS, 1 << depth))
-            for prefix in prefixes:
-                await self._read_shard(manifest_id, Shard(depth, prefix), wanted, found)
+        begin = self._begin.get(manifest_id, 0)
+        top = await self._read_shard(manifest_id, Shard(begin, secrets.randbelow(1 << begin)), wanted, found)
+        # A crowded top is left alone for a while; now and then it is looked at again.
+        crowded = top.count > HOT_ENTRIES if begin == 0 else top.count and secrets.randbelow(LOOK_AGAIN)
+        self._begin[manifest_id] = top.depth if crowded else 0
+        if len(found) < wanted.how_many and top.depth:
+            for prefix in secrets.SystemRandom().sample(range(1 << top.depth), min(MORE_SHARDS, 1 << top.depth)):
+                await self._read_shard(manifest_id, Shard(top.depth, prefix), wanted, found)
                 if len(found) >= wanted.how_many:
                     break
         return list(found.values())[: wanted.how_many]
 
     async def _read_shard(
         self, manifest_id: ManifestId, shard: Shard, wanted: Filter, found: dict[PeerId, Entry]
-    ) -> None:
+    ) -> RosterFound:
         outcome = await self._node.find_entries(roster_target(manifest_id, shard), wanted)
         for entry in authentic(outcome.entries, manifest_id, time.time()):
             found.setdefault(entry.worker, entry)
-        # An empty shard where there was one means that the roster has shrunk: begin at its top again.
-        self._depths[manifest_id] = outcome.depth if outcome.count else 0
+        return outcome
 
     async def put_card(self, identity: Identity, card: Card) -> None:
         """Publish what a worker says of itself at length; kept alive while the node runs."""

@@ -215,12 +215,12 @@ class Engine:
         now = self._clock.read(now)
         return self._start(self._roster_search(target, wanted, now), now)
 
-    def cap_put(self, query: CapPut, now: float) -> int:
-        """Offer an entry, once, to the storers of its roster; `RosterStored`. Tokens are filled in."""
+    def cap_put(self, query: CapPut, now: float, *, at_one: bool = False) -> int:
+        """Offer an entry, once, to the storers of its roster or ``at_one`` of them; `RosterStored`. Fills in tokens."""
         now = self._clock.read(now)
         search = self._roster_search(query.target, Filter(how_many=0), now)
         self._rosters.put(query, now, own=True)
-        return self._start(RosterPut(search, query), now)
+        return self._start(RosterPut(search, query, self._rng.random() if at_one else None), now)
 
     def cap_withdraw(self, query: CapPut, storers: Iterable[tuple[Endpoint, bytes]], now: float) -> None:
         """Put an entry that takes an earlier one back at those who keep that; nobody waits for what they say."""

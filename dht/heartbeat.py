@@ -1,8 +1,9 @@
 """What one worker writes into the rosters of its model, and into which shards: the decisions of its heartbeat.
 
-At each beat it writes to its own shard, and to the shard l levels above with probability 2^-l, so that every level
-holds a random sample of about as many entries as a shard. Where its own shard is crowded it goes one level deeper at
-once; where it is nearly empty, one level back at the next beat. The gap between the two keeps writers from wandering.
+At each beat it writes to its own shard. Once the roster is split it also writes, now and then, to one of those who
+keep the top, where readers begin: each of them holds a random sample of its own, about as large as a shard, so that a
+reader who asks several sees many times as many. Where its own shard is crowded it goes one level deeper at once; where
+it is nearly empty, one level back at the next beat. The gap between the two keeps writers from wandering.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dht.config import Randomness
 from dht.roster import ENTRY_TTL, MAX_DEPTH, Entry, Shard
 from dht.roster_queries import CapPut
 from dht.roster_store import HOT_ENTRIES
+from dht.routing import BUCKET_SIZE
 from swarm.identity import Identity
 from swarm.ids import ManifestId
 from swarm.receipts import Price
 
 BEAT = 60.0  # seconds between writes
 JITTER = 0.2  # of it, either way, so that workers started together drift apart
+SAMPLING = BUCKET_SIZE * BEAT / ENTRY_TTL  # so many times 2^-depth at each beat: entries stay for several beats
 FEW_ENTRIES = 50  # a quarter of what splits a shard
 
 
@@ -49,7 +52,7 @@ class Heartbeat:
         self._manifest_id = manifest_id
         self._rng = rng
         self._seq = 0
-        self.depth = 0
+        self.depth = 0  # of its shard
 
     def pause(self) -> float:
         """Seconds until the next beat."""
@@ -59,15 +62,16 @@ class Heartbeat:
         """The write to its own shard; its token is filled in by the engine."""
         return self._write(self.depth, self._entry(advert, host, dht_port, unix_now, ttl=ENTRY_TTL))
 
-    def above(self, advert: Advert, host: str, dht_port: int, unix_now: float) -> list[CapPut]:
-        """The writes to shards above that this beat's draw asks for."""
-        levels = [level for level in range(self.depth) if self._rng.random() < 0.5 ** (self.depth - level)]
-        return [self._write(level, self._entry(advert, host, dht_port, unix_now, ttl=ENTRY_TTL)) for level in levels]
+    def sample(self, advert: Advert, host: str, dht_port: int, unix_now: float) -> CapPut | None:
+        """The write to one storer of the top, if this beat's draw asks for one."""
+        if not self.depth or self._rng.random() >= SAMPLING / 2**self.depth:
+            return None
+        return self._write(0, self._entry(advert, host, dht_port, unix_now, ttl=ENTRY_TTL))
 
     def withdrawal(self, advert: Advert, host: str, dht_port: int, unix_now: float) -> list[CapPut]:
-        """What takes its entries out of every shard they may stand in."""
+        """What takes its entries out of its shard and the top."""
         entry = self._entry(advert, host, dht_port, unix_now, ttl=None)
-        return [self._write(level, entry) for level in range(self.depth + 1)]
+        return [self._write(level, entry) for level in sorted({0, self.depth})]
 
     def heard(self, count: int, depth: int) -> bool:
         """Note how many entries its own shard held, and the usual depth of their writers.

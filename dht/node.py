@@ -225,9 +225,9 @@ class Node:
             self._check_heard(outcome)
         return outcome
 
-    async def store_entry(self, query: CapPut) -> RosterStored:
-        """Offer an entry to the storers of its roster, once; its token is filled in."""
-        outcome = await self._run(lambda now: self._engine.cap_put(query, now), RosterStored)
+    async def store_entry(self, query: CapPut, *, at_one: bool = False) -> RosterStored:
+        """Offer an entry to the storers of its roster, or to one of them, once; its token is filled in."""
+        outcome = await self._run(lambda now: self._engine.cap_put(query, now, at_one=at_one), RosterStored)
         self._check_stored(outcome)
         return outcome
 

@@ -4,7 +4,7 @@ A roster is the set of entries kept under SHA-1("cap1" ‖ manifest id ‖ shard
 the writer's key, so nobody chooses where it writes, and a crowded roster splits without anybody deciding it:
 
     depth 0        one roster for the model
-    depth d        2^d rosters; a worker writes to its own, and now and then to those above it, where a
+    depth d        2^d rosters; a worker writes to its own, and now and then to the one at the top, where a
                    reader begins and finds a random sample of all
 
 Layout, big-endian, signed with the manifest id before it (which readers and storers know and the record omits):

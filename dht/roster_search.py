@@ -26,6 +26,7 @@ class RosterSearch(Search):
     def __init__(self, target: Target, start: Start, wanted: Filter, known: RosterReply | None = None) -> None:
         """``known`` is what our own store says."""
         super().__init__(target, start)
+        self.draw: float | None = None  # in [0, 1): which one storer is written to; None for all
         self._wanted = wanted
         self._heard: list[RosterReply] = [known] if known is not None and known.count else []
 
@@ -41,14 +42,16 @@ class RosterSearch(Search):
         return fruitful >= AGREEING and len(self._in_turn()) >= self._wanted.how_many
 
     def replied(self, endpoint: Endpoint, packet: ReplyPacket) -> None:
-        if packet.reply.roster is not None:
-            self._heard.append(packet.reply.roster)
+        roster = packet.reply.roster
+        if roster is not None and (roster.entries or roster.count):  # those on the way there keep nothing of it
+            self._heard.append(roster)
         super().replied(endpoint, packet)
 
     def storers(self) -> list[Contact]:
         """The nearest who know rosters: foreign nodes show the way, but give no token for a method they do not know."""
         answered = self.paths.within(1 << BITS)
-        return [contact for contact in answered if contact.endpoint in self.tokens][:BUCKET_SIZE]
+        near = [contact for contact in answered if contact.endpoint in self.tokens][:BUCKET_SIZE]
+        return near if self.draw is None or not near else [near[int(self.draw * len(near))]]
 
     def _query(self) -> Query:
         return CapGet(target=self.target, wanted=self._wanted)
@@ -86,7 +89,9 @@ class RosterSearch(Search):
 class RosterPut(Store):
     """One entry, offered to the storers of its shard."""
 
-    def __init__(self, search: RosterSearch, query: CapPut) -> None:
+    def __init__(self, search: RosterSearch, query: CapPut, draw: float | None = None) -> None:
+        """``draw`` in [0, 1) chooses one storer; None offers it to all."""
+        search.draw = draw
         super().__init__(search, lambda: self._offer)
         self._query = query
         self._roster = search

@@ -6,6 +6,7 @@ from dht.heartbeat import BEAT, FEW_ENTRIES, JITTER, Advert, Heartbeat
 from dht.roster import ENTRY_TTL, MAX_DEPTH, Shard, SignedEntry
 from dht.roster_queries import CapPut
 from dht.roster_store import HOT_ENTRIES
+from dht.routing import BUCKET_SIZE
 from tests.dht.adverts import CHEAP, MODEL, worker
 
 KEY = worker(1)
@@ -63,24 +64,26 @@ def test_a_newcomer_goes_where_the_others_are() -> None:
     assert heartbeat.depth == MAX_DEPTH
 
 
-def test_every_level_above_gets_its_share() -> None:
+def test_the_top_of_a_split_roster_gets_a_sample() -> None:
     heartbeat = make_heartbeat()
-    heartbeat.heard(150, 3)
-    writes = [put for _ in range(2000) for put in heartbeat.above(ADVERT, *PLACE)]
-    per_level = [sum(put.shard.depth == level for put in writes) for level in range(4)]
-    assert 200 < per_level[0] < 300
-    assert 430 < per_level[1] < 570
-    assert 930 < per_level[2] < 1070
-    assert per_level[3] == 0
-    assert all(read(put).entry.depth == 3 for put in writes[:20])
+    assert heartbeat.sample(ADVERT, *PLACE) is None  # it is its own shard
+    heartbeat.heard(150, 6)
+    drawn = [heartbeat.sample(ADVERT, *PLACE) for _ in range(5000)]
+    writes = [put for put in drawn if put is not None]
+    assert 160 < len(writes) < 260  # 8/3 in 64
+    assert {put.shard for put in writes} == {Shard()}
+    assert {read(put).entry.depth for put in writes} == {6}
+    heartbeat = make_heartbeat()
+    heartbeat.heard(150, 1)
+    assert all(heartbeat.sample(ADVERT, *PLACE) for _ in range(100))
 
 
-def test_a_withdrawal_reaches_every_level() -> None:
+def test_a_withdrawal_reaches_its_shard_and_the_top() -> None:
     heartbeat = make_heartbeat()
     heartbeat.heard(150, 2)
     before = read(heartbeat.own(ADVERT, *PLACE)).entry
     puts = heartbeat.withdrawal(ADVERT, *PLACE)
-    assert [put.shard.depth for put in puts] == [0, 1, 2]
+    assert [put.shard.depth for put in puts] == [0, 2]
     assert all(read(put).entry.expiry == 0 and read(put).entry.seq > before.seq for put in puts)
 
 
@@ -95,5 +98,6 @@ def test_the_network_settles_at_shards_of_the_right_size() -> None:
                 if not writer.heard(min(here, 400), writer.depth):
                     break
     assert {writer.depth for writer in writers} == {6}
-    at_the_top = sum(writer._rng.random() < 0.5**writer.depth for writer in writers)
-    assert 100 < at_the_top < HOT_ENTRIES
+    one_beat = [writer.sample(ADVERT, *PLACE) for writer in writers]
+    standing_at_each = sum(put is not None for put in one_beat) * (ENTRY_TTL / BEAT) / BUCKET_SIZE
+    assert 100 < standing_at_each < HOT_ENTRIES

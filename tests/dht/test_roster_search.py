@@ -95,11 +95,13 @@ def test_what_was_not_wanted_is_no_entry_or_is_older_is_left_out() -> None:
 
 
 def test_size_and_depth_are_the_medians_of_what_is_said() -> None:
-    search = make_search(Filter(how_many=0), nodes=3, known=RosterReply(count=150, depth=3))
+    search = make_search(Filter(how_many=0), nodes=6, known=RosterReply(count=150, depth=3))
     search.requests()
     answer(search, 1, count=160, depth=3)
     answer(search, 2, count=65535, depth=16)
     answer(search, 3, count=170, depth=3)
+    for number in (4, 5, 6):
+        answer(search, number, count=0)  # they are near and keep none of it
     assert search.outcome is not None
     assert search.outcome.count in (160, 170)
     assert search.outcome.depth == 3
@@ -128,6 +130,17 @@ class TestPut:
         assert put.outcome is not None
         assert (put.outcome.stored, put.outcome.count, put.outcome.depth) == (3, 7, 2)
         assert dict(put.outcome.storers)[contact_of(4).endpoint] == b"4"
+
+    def test_a_sample_goes_to_one_storer_by_its_draw(self) -> None:
+        chosen = set()
+        for draw in (0.0, 0.4, 0.99):
+            put = RosterPut(make_search(Filter(how_many=0), nodes=3), put_of(1), draw)
+            put.requests()
+            for number in (1, 2, 3):
+                answer(put, number)
+            (offer,) = put.requests()
+            chosen.add(offer.endpoint)
+        assert chosen == {contact_of(number).endpoint for number in (1, 2, 3)}
 
     def test_a_stale_seq_is_a_conflict(self) -> None:
         put, _ = self.make(nodes=1)
