@@ -33,7 +33,7 @@ from swarm.store import Store
 from swarm.torrent import Torrent
 from swarm.torrents import TorrentConfig, Torrents, open_torrents
 from worker.adverts import advert_of
-from worker.engine import open_engine
+from worker.engine import Rates, open_engine
 from worker.fetch import Loaded, Report, SpanFetch, load_span, open_stored, open_swarming
 from worker.find import find_model
 from worker.service import Offer, Service
@@ -137,13 +137,7 @@ async def run_worker(
                 signed=signed,
                 objects=objects,
                 engine=engine,
-                offer=Offer(
-                    start=span[0],
-                    stop=span[1],
-                    price=config.price,
-                    decode_rate=rates.decode,
-                    prefill_rate=rates.prefill,
-                ),
+                offer=_offer(config, span, rates),
                 ledger=ledger,
                 settlement=settlement,
             )
@@ -169,6 +163,12 @@ async def run_worker(
                         )
                     )
                     await trio.sleep_forever()
+
+
+def _offer(config: WorkerConfig, span: tuple[int, int], rates: Rates) -> Offer:
+    """What is served and asked, with the rates that were measured."""
+    start, stop = span
+    return Offer(start=start, stop=stop, price=config.price, decode_rate=rates.decode, prefill_rate=rates.prefill)
 
 
 @asynccontextmanager
