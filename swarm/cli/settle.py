@@ -25,8 +25,11 @@ class WalletAction(StrEnum):
     """What to do with the wallet."""
 
     show = "show"
+    balance = "balance"
+    create = "create"
     fund = "fund"
     deposit = "deposit"
+    allocate = "allocate"
     close = "close"
     withdraw = "withdraw"
 
@@ -37,15 +40,31 @@ def settle(
     ] = None,
     chain: ChainOption = None,
     contract: ContractOption = None,
+    service: Annotated[
+        bool, typer.Option("--service", help="Go on until Ctrl-C: post batches, show their data, claim and close.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="As a service, check everybody's batches too.")] = False,
+    bond: Annotated[
+        int, typer.Option("--bond", metavar="AMOUNT", min=0, help="Base units to deposit for bonds first.")
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Redeem on chain what a worker has earned.
 
-    The last voucher of every channel, all in one transaction, which the first home's account pays the gas of.
+    The last voucher of every direct channel, all in one transaction, which the first home's account pays the gas of.
+    Batched channels are settled by a service: this one with --service, or anybody's.
     """
     places: list[Path | None] = [*home] if home else [None]
     homes = [load(path, chain_rpc=chain, chain_contract=contract) for path in places]
-    settlement = _connect(*homes[0])
+    settlement = connect(*homes[0])
+    if bond:
+        settlement.deposit_bond(bond)
+    if service or watch:
+        from swarm.cli.batches import serve
+
+        ledgers = tuple(found.worker_ledger for found, _ in homes if found.worker_ledger.exists())
+        serve(homes[0][0], settlement, ledgers=ledgers if service else None, peers=[] if watch else None, json=json)
+        return
     claims: list[tuple[Home, Channel, Claim]] = []
     for found, _ in homes:
         claims.extend((found, channel, claim) for channel, claim in _claims(found, settlement))
@@ -70,10 +89,19 @@ def settle(
 
 
 def wallet(
-    action: Annotated[WalletAction, typer.Argument(metavar="ACTION", help="show, fund, deposit, close or withdraw.")],
+    action: Annotated[
+        WalletAction,
+        typer.Argument(metavar="ACTION", help="show, balance, create, fund, deposit, allocate, close or withdraw."),
+    ],
     amount: Annotated[
         int, typer.Argument(metavar="AMOUNT", min=0, help="Base units of the settlement token.", show_default=False)
     ] = 0,
+    worker: Annotated[
+        str | None, typer.Option("--worker", metavar="0x…", help="The worker's account, for allocate.")
+    ] = None,
+    batched: Annotated[
+        bool, typer.Option("--batched", help="A channel that allocate opens is paid by batches.")
+    ] = False,
     home: HomeOption = None,
     chain: ChainOption = None,
     contract: ContractOption = None,
@@ -81,13 +109,20 @@ def wallet(
 ) -> None:
     """Look at and fill the account that pays for calls.
 
-    `deposit` and `withdraw` move tokens into the settlement contract and out of it. `close` asks for the close of
+    `create` makes the account's key and the spending key where they are missing, and needs no chain. `show` and
+    `balance` are the same. `deposit` and `withdraw` move tokens into the settlement contract and out of it.
+    `allocate` sets the cap of the channel to a worker to AMOUNT in all. `close` asks for the close of
     every channel, and takes back what is left in those whose window has passed. `fund` gives the account coins for
     gas, and AMOUNT tokens, on a development chain such as `swarm chain`; on others, buy them.
     """
     found, settings = load(home, chain_rpc=chain, chain_contract=contract)
-    settlement = _connect(found, settings)
-    if action is WalletAction.fund:
+    if action is WalletAction.create:
+        _create(found, json=json)
+        return
+    settlement = connect(found, settings)
+    if action is WalletAction.allocate:
+        _allocate(found, settlement, worker, amount, batched=batched)
+    elif action is WalletAction.fund:
         settlement.fund(settlement.account, native=COINS, tokens=amount)
     elif action is WalletAction.deposit:
         settlement.deposit(amount)
@@ -111,7 +146,34 @@ def wallet(
         print(f"spending key    {state.spending_key or 'none yet; the first call registers it'}")
 
 
-def _connect(home: Home, settings: Settings) -> EvmSettlement:
+def _create(home: Home, *, json: bool) -> None:
+    from swarm.identity import Identity
+    from swarm.settlement_evm import load_account
+
+    _, address = load_account(home.account_key)
+    shown = {"account": f"0x{address}", "spending_key": str(Identity.load(home.spending_key).peer_id)}
+    if json:
+        print_json(shown)
+    else:
+        print(f"account         {shown['account']}\nspending key    {shown['spending_key']}")
+
+
+def _allocate(home: Home, settlement: EvmSettlement, worker: str | None, cap: int, *, batched: bool) -> None:
+    from swarm.identity import Identity
+    from swarm.ids import Address
+
+    try:
+        to = Address.parse(worker or "")
+    except ValueError as error:
+        raise UsageError("allocate to whom? give --worker 0x… with 40 hex digits") from error
+    spending = Identity.load(home.spending_key).peer_id
+    if settlement.account_state(settlement.account).spending_key != spending:
+        settlement.register_spending_key(spending)
+    settlement.allocate({to: cap}, batched=batched)
+
+
+def connect(home: Home, settings: Settings) -> EvmSettlement:
+    """The settlement contract that the settings name, used by the home's account."""
     if not settings.chain_rpc or settings.contract is None:
         raise UsageError("no chain is named; give --chain URL and --contract 0x…")
     from swarm.settlement_evm import EvmSettlement, load_account
@@ -133,7 +195,9 @@ def _claims(home: Home, settlement: Settlement) -> list[tuple[Channel, Claim]]:
             if (channel.chain_id, channel.contract) != (settlement.chain_id, settlement.contract):
                 continue
             state = settlement.channel(channel.client, channel.worker)
-            if state is not None and state.epoch == channel.epoch and earned > state.settled:
+            if state is None or state.batched:
+                continue
+            if state.epoch == channel.epoch and earned > state.settled:
                 found.append((channel, Claim(signed=signed, amount=min(earned, signed.voucher.cumulative))))
     return found
 
@@ -160,7 +224,8 @@ def _mark(home: Home, paid: dict[Channel, int], transaction_hash: bytes) -> None
         print_progress(f"{home.path} is in use by its worker; the chain keeps what was paid")
 
 
-def _close_channels(home: Home, settlement: Settlement) -> None:
+def _close_channels(home: Home, settlement: EvmSettlement) -> None:
+    from swarm.cli.batches import finalize
     from swarm.errors import PaymentError
     from swarm.ledger import read_ledger
 
@@ -175,6 +240,9 @@ def _close_channels(home: Home, settlement: Settlement) -> None:
             print_progress(f"asked to close the channel to {channel.worker.short}; run this again after the window")
         else:
             try:
-                settlement.finalize_close(channel.worker)
+                if not state.batched:
+                    settlement.finalize_close(channel.worker)
+                elif not finalize(home, settlement, state):
+                    print_progress("the batch's file is not here; fetch it with `swarm watch`, or let a settler do it")
             except PaymentError as error:
                 print_progress(error.message)
