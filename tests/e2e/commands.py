@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +52,12 @@ def run(
         check=False,
         timeout=PATIENCE,
     )
+
+
+def run_all(commands: Sequence[tuple[str | Path, ...]]) -> list[subprocess.CompletedProcess[str]]:
+    """Several commands that do not get in each other's way, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda arguments: run(*arguments), commands))
 
 
 def refused(code: int, done: subprocess.CompletedProcess[str], *words: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from swarm.architecture import SUPPORTED
 from swarm.demo import model_folder
-from tests.e2e.commands import COMMAND, HandMade, broken_model, environment, files, refused, run
+from tests.e2e.commands import COMMAND, HandMade, broken_model, environment, files, refused, run, run_all
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 CONTRACT = "0x" + "11" * 20
@@ -73,18 +73,23 @@ def test_wrong_usage(tmp_path: Path) -> None:
     home = ("--home", tmp_path / "home")
     peer = "00" * 32 + "/demo"
     join = ("--bootstrap", "127.0.0.1:1")
-    refused(2, run("publish", model_folder(), "--nme", "x"), "--nme", "swarm publish --help")
-    refused(2, run("publish", model_folder(), "--name", "De mo", *home), "cannot name a model")
-    refused(2, run("generate", "demo", "x", *join, *home), "PUBLISHER/NAME")
-    refused(2, run("generate", peer, "x", *home), "--bootstrap HOST:PORT")
-    refused(2, run("generate", peer, "x", "--bootstrap", "here", *home), "HOST:PORT")
-    refused(2, run("work", "demo", *join, *home, "--price", "0"), "PUBLISHER/NAME")
-    refused(2, run("work", peer, *join, *home), "--chain", "--price 0")
-    refused(2, run("work", peer, *join, *home, "--span", "4-9"), "START:STOP")
-    refused(2, run("work", peer, *join, *home, "--host", "localhost"), "numeric address")
-    refused(2, run("work", peer, *join, *home, "--chain", "http://127.0.0.1:1"), "--contract")
-    refused(2, run("wallet", "show", *home), "--chain URL")
-    refused(2, run("settle", *home), "--chain URL")
+    expected: list[tuple[tuple[str | Path, ...], tuple[str, ...]]] = [
+        (("publish", model_folder(), "--nme", "x"), ("--nme", "swarm publish --help")),
+        (("publish", model_folder(), "--name", "De mo", *home), ("cannot name a model",)),
+        (("generate", "demo", "x", *join, *home), ("PUBLISHER/NAME",)),
+        (("generate", peer, "x", *home), ("--bootstrap HOST:PORT",)),
+        (("generate", peer, "x", "--bootstrap", "here", *home), ("HOST:PORT",)),
+        (("work", "demo", *join, *home, "--price", "0"), ("PUBLISHER/NAME",)),
+        (("work", peer, *join, *home), ("--chain", "--price 0")),
+        (("work", peer, *join, *home, "--span", "4-9"), ("START:STOP",)),
+        (("work", peer, *join, *home, "--host", "localhost"), ("numeric address",)),
+        (("work", peer, *join, *home, "--chain", "http://127.0.0.1:1"), ("--contract",)),
+        (("wallet", "show", *home), ("--chain URL",)),
+        (("settle", *home), ("--chain URL",)),
+    ]
+    for done, (_, words) in zip(run_all([command for command, _ in expected]), expected, strict=True):
+        refused(2, done, *words)
+    assert not (tmp_path / "home").exists()
 
 
 def test_settings_that_are_none(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_a_client_pays_three_workers_and_they_redeem_what_they_earned(hand_made:
     assert "every channel is settled" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_channels_are_closed_and_the_rest_comes_back(hand_made: HandMade) -> None:
     where = (*hand_made.home("client"), *hand_made.pay)
     paid = int(DEPOSIT) - json.loads(run("wallet", "show", *where, "--json").stdout)["free_balance"] - 3_000_000

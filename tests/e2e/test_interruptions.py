@@ -58,6 +58,7 @@ def test_an_interrupted_call_ends_and_is_billed_for_what_came(hand_made: HandMad
         assert ledger.channels() is not None
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_goes_on_where_it_was(hand_made: HandMade) -> None:
     """The call ends with an error that names the peer; started again, the worker has its bytes and its vouchers."""
     model = hand_made.publish("frail", "frail")
