@@ -36,8 +36,8 @@ def watch(
 ) -> None:
     """Check everybody's batches, and prove lies.
 
-    Until Ctrl-C. Files are fetched as torrents, checked record by record and served on. Half the bond of a batch that lies goes to
-    the account that proves it.
+    Until Ctrl-C. Files are fetched as torrents, checked record by record and served on. Half the bond of a batch that
+    lies goes to the account that proves it.
     """
     from swarm.cli.settle import connect
     from swarm.config import parse_address

@@ -401,6 +401,112 @@ async def test_a_write_is_acknowledged_after_its_sync(path: Path, tmp_path: Path
                 assert found.receipts_root(CHANNEL) == ledger.receipts_root(CHANNEL)
 
 
+@dataclasses.dataclass(kw_only=True)
+class Cut:
+    """What a power cut left, and what had been acknowledged by then."""
+
+    files: dict[str, bytes]
+    highest: int
+    receipts: set[int]
+
+
+class CutDisk(Disk):
+    """A disk whose power is cut at random writes: of what was not synced, any part may be there."""
+
+    def __init__(self, seed: int, every: int) -> None:
+        super().__init__()
+        self.rng = random.Random(seed)
+        self.every = every
+        self.unsynced: dict[str, list[tuple[int, bytes]]] = {}
+        self.highest = 0
+        self.receipts: set[int] = set()
+        self.cuts: list[Cut] = []
+
+    def xOpen(self, name: apsw.URIFilename | str | None, flags: list[int]) -> apsw.VFSFile:
+        return CutFile(self, name, flags)
+
+    def cut(self) -> None:
+        files = {}
+        for name, content in self.durable.items():
+            if not Path(name).exists():  # a journal that SQLite has deleted, with a sync of the folder
+                continue
+            left = bytearray(content)
+            for offset, data in self.unsynced.get(name, []):
+                if self.rng.random() < 0.5:
+                    left.extend(bytes(max(0, offset + len(data) - len(left))))
+                    left[offset : offset + len(data)] = data
+            files[name] = bytes(left)
+        self.cuts.append(Cut(files=files, highest=self.highest, receipts=set(self.receipts)))
+
+
+class CutFile(DiskFile):
+    _disk: CutDisk
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        super().xWrite(data, offset)
+        if self._name:
+            self._disk.unsynced.setdefault(self._name, []).append((offset, bytes(data)))
+            if self._disk.rng.randrange(self._disk.every) == 0:
+                self._disk.cut()
+
+    def xSync(self, flags: int) -> None:
+        super().xSync(flags)
+        self._disk.unsynced.pop(self._name, None)
+
+
+def power_cuts(folder: Path, seed: int, *, writes: int, every: int) -> int:
+    """Write in three lanes with cuts now and then; every cut must leave all that was acknowledged. Their number."""
+    disk = CutDisk(seed, every)
+    path = folder / f"home-{seed}" / "ledger.db"
+
+    async def lane(ledger: Ledger, number: int) -> None:
+        for step in range(1, writes + 1):
+            mark = 3 * step + number
+            if disk.rng.random() < 0.5:
+                await ledger.accept_voucher(voucher(mark))
+                disk.highest = max(disk.highest, mark)
+            else:
+                await record(ledger, receipt(mark))
+                disk.receipts.add(mark)
+
+    async def main() -> None:
+        async with open_ledger(path) as ledger, trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(lane, ledger, number)
+
+    try:
+        trio.run(main)
+    finally:
+        disk.unregister()
+    for number, cut in enumerate(disk.cuts):
+        found = folder / f"found-{seed}-{number}"
+        found.mkdir()
+        for name, content in cut.files.items():
+            if not name.endswith(".lock"):
+                (found / Path(name).name).write_bytes(content)
+        trio.run(check_cut, found / path.name, cut)
+    return len(disk.cuts)
+
+
+async def check_cut(path: Path, cut: Cut) -> None:
+    """Its owner opens it again, and all that was acknowledged is there."""
+    async with open_ledger(path) as ledger:
+        accepted = ledger.accepted(CHANNEL)
+        stored = [one.receipt for one in ledger.receipts(CHANNEL)]
+        assert (accepted.voucher.cumulative if accepted else 0) >= cut.highest
+        assert cut.receipts <= {int.from_bytes(one.call_id, "big") for one in stored}
+        assert ledger.receipts_root(CHANNEL) == merkle_root([one.leaf() for one in stored])
+
+
+def test_power_cuts_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    assert power_cuts(tmp_path, 1, writes=30, every=20) >= 5
+
+
+@pytest.mark.slow
+def test_three_hundred_power_cuts_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    assert sum(power_cuts(tmp_path, seed, writes=60, every=10) for seed in range(100, 112)) >= 300
+
+
 async def test_a_group_shares_one_sync(path: Path, disk: Disk) -> None:
     async with open_ledger(path) as ledger:
         await ledger.accept_voucher(voucher(0))
@@ -495,8 +601,16 @@ async def _write_lane(ledger: Ledger, number: int, lane: int) -> None:
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(path: Path) -> None:
+    kill_again_and_again(path, 10)
+
+
+@pytest.mark.slow
+def test_fifty_kills_lose_nothing_that_was_acknowledged(path: Path) -> None:
+    kill_again_and_again(path, 50)
+
+
+def kill_again_and_again(path: Path, kills: int) -> None:
     seeded = random.Random(9)
-    kills = 25
     highest, receipts = 0, set()
     with run_child("write_until_killed(*sys.argv[1:])", str(path), str(kills)) as writer:
         assert writer.stdin is not None
