@@ -164,9 +164,23 @@ def mutations(rng: random.Random, signature: bytes) -> list[bytes]:
 
 
 def test_the_contract_decides_as_libsodium_does(verifier: Verifier) -> None:
-    rng = random.Random(20260101)
+    accepted, refused = differential(verifier, 20260101, 16)
+    assert accepted == 64
+    assert refused > 1000
+
+
+@pytest.mark.slow
+def test_it_does_so_on_thousands_more(verifier: Verifier) -> None:
+    accepted, refused = differential(verifier, 7, 60)
+    assert accepted == 240
+    assert refused > 4000
+
+
+def differential(verifier: Verifier, seed: int, identities: int) -> tuple[int, int]:
+    """Good and damaged signatures by so many keys; how many the contract, like libsodium, took and refused."""
+    rng = random.Random(seed)
     accepted = refused = 0
-    for _ in range(16):
+    for _ in range(identities):
         identity = Identity(rng.randbytes(32))
         key = bytes(identity.peer_id)
         for _ in range(4):
@@ -181,8 +195,7 @@ def test_the_contract_decides_as_libsodium_does(verifier: Verifier) -> None:
             wrong_digest = hashlib.sha256(digest).digest()
             assert not verifier.accepts(key, wrong_digest, signature)
             assert not verifier.accepts(bytes(Identity(rng.randbytes(32)).peer_id), digest, signature)
-    assert accepted == 64
-    assert refused > 1000
+    return accepted, refused
 
 
 def test_points_outside_the_prime_order_group_are_judged_as_libsodium_does(verifier: Verifier) -> None:
