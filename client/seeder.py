@@ -40,6 +40,10 @@ class SeederConfig:
     """UDP port of its DHT node, which others may bootstrap from."""
     upload_rate: int = 0
     """Bytes per second of weights; 0 is unlimited."""
+    utp: bool = False
+    """Also carry weights over uTP."""
+    map_ports: bool = False
+    """Ask the router to let peers in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,9 @@ async def run_seeder(
     manifest = signed.manifest
     async with (
         open_node(DhtConfig(host=config.host, port=config.dht_port, bootstrap=config.bootstrap)) as node,
-        open_torrents(TorrentConfig(host=config.host, upload_rate=config.upload_rate)) as torrents,
+        open_torrents(
+            TorrentConfig(host=config.host, upload_rate=config.upload_rate, utp=config.utp, map_ports=config.map_ports)
+        ) as torrents,
         open_nursery() as nursery,
     ):
         await torrents.seed(published.torrent, published.folder)
@@ -75,6 +81,7 @@ async def run_seeder(
             )
         )
         directory = Directory(node)
+        torrents.map_port(port)
         await directory.announce_torrent(manifest.info_hash, torrents.port)
         await directory.announce_manifest(signed.manifest_id, port)
         if config.publisher is not None:

@@ -21,6 +21,7 @@ APPLICATION = "swarm-inference"
 MAX_FILE = 64 * 1024  # bytes of swarm.toml: a page of settings, not a database
 MAX_PORT = 65535
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
@@ -108,8 +109,20 @@ class Settings:
     disk_quota: int = 0
     """Bytes that the store may take, as a number or text such as ``"20 GiB"``; 0 is whatever is free."""
 
+    upload_rate: int = 0
+    """Bytes of weights per second that are sent to others, as a number or text such as ``"2 MiB"``; 0 is unlimited."""
+
+    download_rate: int = 0
+    """The same for weights that are fetched."""
+
+    utp: bool = False
+    """Also carry weights over uTP, which yields to other traffic of a home's line; slower than TCP on fast links."""
+
+    map_ports: bool = False
+    """Ask the router (UPnP, NAT-PMP) to let peers in; never done on a loopback address."""
+
     def __post_init__(self) -> None:
-        for name in ("price_input", "price_output", "disk_quota"):
+        for name in ("price_input", "price_output", "disk_quota", "upload_rate", "download_rate"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; give 0 or more")
         if not 0 <= self.listen_port <= MAX_PORT:
@@ -211,6 +224,8 @@ def _nearest(key: str, known: Mapping[str, object]) -> str:
 def _from_text(kind: type, text: str) -> Any:
     if kind is tuple:
         return [item.strip() for item in text.split(",") if item.strip()]
+    if kind is bool:
+        return _TRUTHS.get(text.strip().lower(), text)
     return text
 
 
@@ -225,5 +240,5 @@ def _fit(where: str, kind: type, value: Any) -> Any:
             raise UsageError(f"{where} is {value!r}; give a whole number") from error
     if type(value) is kind and kind is not tuple:
         return value
-    expected = {tuple: "a list of texts", int: "a whole number", str: "a text"}[kind]
+    expected = {tuple: "a list of texts", int: "a whole number", str: "a text", bool: "true or false"}[kind]
     raise UsageError(f"{where} is {value!r}; give {expected}")

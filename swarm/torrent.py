@@ -22,6 +22,7 @@ from swarm.torrent_events import (
     Failed,
     Flushed,
     FlushingItself,
+    PeerBanned,
     PieceFinished,
     PieceRefused,
     Removed,
@@ -48,6 +49,8 @@ class Progress:
     """Sent to others in this session."""
     refused_pieces: int
     """Pieces that came with a wrong hash and were fetched again."""
+    banned_peers: int
+    """Peers that sent wrong bytes and are not talked to any more."""
     peers: int
     rate: int
 
@@ -79,6 +82,7 @@ class Torrent:
         self._stats_count = 0
         self._priorities: list[int] | None = None  # among others who fetch the same
         self._refused = 0
+        self._banned: set[bytes] = set()
         self._hashing = 0  # threads that read the files now
 
     def add_peer(self, host: str, port: int) -> None:
@@ -125,6 +129,7 @@ class Torrent:
             downloaded_payload=self._stats.downloaded_payload,
             uploaded_payload=self._stats.uploaded_payload,
             refused_pieces=self._refused,
+            banned_peers=len(self._banned),
             peers=self._stats.peers,
             rate=self._stats.rate,
         )
@@ -163,6 +168,8 @@ class Torrent:
                 self.plan.flushing_itself()
             case PieceRefused():
                 self._refused += 1
+            case PeerBanned():
+                self._banned.update({event.peer_id} if any(event.peer_id) else ())  # nameless: one that has gone already
             case Stats():
                 self._take_stats(event)
             case Failed():

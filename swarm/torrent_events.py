@@ -36,6 +36,13 @@ class PieceRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBanned:
+    """A peer that sent what no hash holds for is not talked to any more."""
+
+    peer_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FlushingItself:
     """The session will flush without being asked."""
 
@@ -71,7 +78,9 @@ class Stats:
     pieces: frozenset[int] | None
 
 
-Event = Added | Checked | PieceFinished | PieceRefused | FlushingItself | Flushed | Failed | Removed | Stats
+Event = (
+    Added | Checked | PieceFinished | PieceRefused | PeerBanned | FlushingItself | Flushed | Failed | Removed | Stats
+)
 
 
 class Engine(Protocol):

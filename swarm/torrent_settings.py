@@ -33,6 +33,13 @@ class TorrentConfig:
     """The same for receiving."""
     utp: bool = False
     """Also speak uTP, which yields to other traffic: for home links. On fast links it is many times slower."""
+    map_ports: bool = False
+    """Ask the router, by UPnP and NAT-PMP, to let peers in; never on a loopback address."""
+
+    @property
+    def maps_ports(self) -> bool:
+        """Whether the router is asked."""
+        return self.map_ports and not ipaddress.ip_address(self.host).is_loopback
 
     def __post_init__(self) -> None:
         try:
@@ -52,8 +59,8 @@ def session_settings(config: TorrentConfig) -> dict[str, Any]:
         "max_retry_port_bind": 0,  # a port in use is an error, not the next port
         "enable_dht": False,
         "enable_lsd": False,
-        "enable_upnp": False,
-        "enable_natpmp": False,
+        "enable_upnp": config.maps_ports,
+        "enable_natpmp": config.maps_ports,
         "dht_bootstrap_nodes": "",
         "webtorrent_stun_server": "",
         "allow_multiple_connections_per_ip": True,  # peers behind one NAT

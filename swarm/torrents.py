@@ -1,8 +1,9 @@
 """A BitTorrent session under trio. The one module that imports libtorrent.
 
-The session opens one TCP port on one address and nothing else: no DHT, no local discovery, no port mapping, no STUN,
-no trackers. Peers come from our own directory through `Torrent.add_peer`. Alerts wake trio through a socket pair
-(a Python callback would deadlock) and become plain events at once: they die at the next `pop_alerts`.
+The session opens one TCP port on one address and nothing else: no DHT, no local discovery, no STUN, no trackers, and
+no port mapping unless it was asked for. Peers come from our own directory through `Torrent.add_peer`. Alerts wake trio
+through a socket pair (a Python callback would deadlock) and become plain events at once: they die at the next
+`pop_alerts`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from swarm.torrent_events import (
     Failed,
     Flushed,
     FlushingItself,
+    PeerBanned,
     PieceFinished,
     PieceRefused,
     Removed,
@@ -44,7 +46,11 @@ __all__ = ["Progress", "Torrent", "TorrentConfig", "Torrents", "open_torrents"]
 PEER_ID_SIZE = 20  # bytes; ours is set whole, because the others' shares are computed from it
 PEER_ID_PREFIX = b"-SI0100-"  # Azureus style: two letters of the client and its version
 _ALERTS = (
-    lt.alert_category.error | lt.alert_category.status | lt.alert_category.storage | lt.alert_category.piece_progress
+    lt.alert_category.error
+    | lt.alert_category.peer
+    | lt.alert_category.status
+    | lt.alert_category.storage
+    | lt.alert_category.piece_progress
 )
 _CHECKING = (lt.torrent_status.states.checking_files, lt.torrent_status.states.checking_resume_data)
 
@@ -99,6 +105,14 @@ class Torrents:
     def port(self) -> int:
         """The TCP port it listens on."""
         return self._port
+
+    def map_port(self, port: int) -> None:
+        """Have the router let TCP ``port`` in, too, where it was asked to (`TorrentConfig.map_ports`).
+
+        libtorrent asks for its own port by itself. Whether the router does is not known: peers that call will tell.
+        """
+        if self._config.maps_ports:
+            self._session.add_port_mapping(lt.portmap_protocol.tcp, port, port)
 
     async def seed(self, raw: bytes, folder: Path, *, unchanged: bool = False) -> Torrent:
         """Serve the files of the torrent ``raw`` from ``folder``, after a full check of every byte.
@@ -288,6 +302,7 @@ class Torrents:
 
 _EVENTS: tuple[tuple[Any, Any], ...] = (
     (lt.piece_finished_alert, lambda alert: PieceFinished(piece=alert.piece_index)),
+    (lt.peer_ban_alert, lambda alert: PeerBanned(peer_id=alert.pid.to_bytes())),
     (lt.hash_failed_alert, lambda alert: PieceRefused(piece=alert.piece_index)),
     (lt.cache_flushed_alert, lambda alert: Flushed()),
     (lt.torrent_finished_alert, lambda alert: FlushingItself()),

@@ -74,6 +74,10 @@ class WorkerConfig:
     """Bytes of weights per second that it sends to others; 0 is unlimited."""
     download_rate: int = 0
     """The same for what it fetches."""
+    utp: bool = False
+    """Also carry weights over uTP."""
+    map_ports: bool = False
+    """Ask the router to let peers in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,13 @@ async def run_worker(
         open_ledger(home.worker_ledger) as ledger,
         open_node(DhtConfig(host=config.host, bootstrap=config.bootstrap)) as node,
         open_torrents(
-            TorrentConfig(host=config.host, upload_rate=config.upload_rate, download_rate=config.download_rate)
+            TorrentConfig(
+                host=config.host,
+                upload_rate=config.upload_rate,
+                download_rate=config.download_rate,
+                utp=config.utp,
+                map_ports=config.map_ports,
+            )
         ) as torrents,
     ):
         directory = Directory(node)
@@ -142,6 +152,7 @@ async def run_worker(
                 settlement=settlement,
             )
             async with _serving(config, identity, service) as port:
+                torrents.map_port(port)
                 await directory.announce_torrent(signed.manifest.info_hash, torrents.port)
                 async with _advertised(directory, identity, service):
                     task_status.started(

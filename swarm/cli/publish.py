@@ -63,6 +63,9 @@ def publish(
         host=settings.listen_host,
         port=settings.listen_port,
         dht_port=dht_port,
+        upload_rate=settings.upload_rate,
+        utp=settings.utp,
+        map_ports=settings.map_ports,
     )
 
     async def run() -> None:
@@ -108,6 +111,9 @@ def seed(
         host=settings.listen_host,
         port=settings.listen_port,
         dht_port=dht_port,
+        upload_rate=settings.upload_rate,
+        utp=settings.utp,
+        map_ports=settings.map_ports,
     )
     run_closing(partial(_seed, config, published, json))
 

@@ -93,6 +93,11 @@ def work(
         device=device,
         threads=threads,
         kv_budget_bytes=kv_mib << 20,
+        disk_quota=settings.disk_quota,
+        upload_rate=settings.upload_rate,
+        download_rate=settings.download_rate,
+        utp=settings.utp,
+        map_ports=settings.map_ports,
     )
     _serve(config, json)
 

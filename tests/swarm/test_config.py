@@ -60,6 +60,10 @@ def test_every_setting_can_be_set_in_the_file_and_overridden(home: Home) -> None
     listen_host = "0.0.0.0"
     listen_port = 4000
     disk_quota = "20 GiB"
+    upload_rate = "2 MiB"
+    download_rate = 3
+    utp = true
+    map_ports = true
     """
     settings = load(home, text)
     assert all(getattr(settings, field.name) != field.default for field in fields(settings))
@@ -76,6 +80,10 @@ def test_every_setting_can_be_set_in_the_file_and_overridden(home: Home) -> None
         "SWARM_LISTEN_HOST": "::1",
         "SWARM_LISTEN_PORT": "5",
         "SWARM_DISK_QUOTA": "1 TiB",
+        "SWARM_UPLOAD_RATE": "1 MiB",
+        "SWARM_DOWNLOAD_RATE": "1",
+        "SWARM_UTP": "0",
+        "SWARM_MAP_PORTS": "no",
         "SWARM_HOME": "ignored here",
     }
     assert load(home, text, **environ) == Settings(
@@ -87,6 +95,8 @@ def test_every_setting_can_be_set_in_the_file_and_overridden(home: Home) -> None
         listen_host="::1",
         listen_port=5,
         disk_quota=1 << 40,
+        upload_rate=1 << 20,
+        download_rate=1,
     )
     assert load(home, text).override(listen_port=7, chain_rpc=None).listen_port == 7
 
@@ -193,3 +203,15 @@ def test_sizes(text: str, size: int) -> None:
 def test_what_is_no_size(text: Any) -> None:
     with pytest.raises(UsageError, match="is no size"):
         parse_size(text)
+
+
+def test_truths_are_read_from_file_and_environment(tmp_path: Path) -> None:
+    home = Home(path=tmp_path)
+    home.settings.write_text('utp = true\nupload_rate = "2 MiB"\n')
+    settings = Settings.load(home, environ={"SWARM_MAP_PORTS": "yes", "SWARM_UTP": "0"})
+    assert (settings.utp, settings.map_ports, settings.upload_rate) == (False, True, 2 << 20)
+    with pytest.raises(UsageError, match="SWARM_UTP is 'perhaps'; give true or false"):
+        Settings.load(home, environ={"SWARM_UTP": "perhaps"})
+    home.settings.write_text("utp = 1\n")
+    with pytest.raises(UsageError, match="give true or false"):
+        Settings.load(home, environ={})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from swarm.errors import ClosedError, ProtocolError, ResourceError, UsageError
 from swarm.identity import Identity
 from swarm.layout import ByteRange
 from swarm.manifest import Manifest, span_bytes, span_ranges, span_tiers, span_units, tensors_of
+from swarm.torrent_settings import session_settings
 from swarm.torrents import Torrent, TorrentConfig, open_torrents
 from tests.tiny_models import write_model
 
@@ -125,9 +127,37 @@ async def test_corrupt_pieces_are_refused_and_fetched_elsewhere(published: Publi
             with trio.move_on_after(0.5) as scope:
                 await torrent.wait(everything(manifest))
             assert scope.cancelled_caught, "nothing but a liar there: the wait is the caller's to end"
+            while torrent.progress().banned_peers == 0:
+                await torrent.progress_changed()
             torrent.add_peer(LOOPBACK, seeder.port)
             await torrent.wait(everything(manifest))
             check_bytes(torrent, published, 0, 12)
+            assert torrent._banned == {liar.peer_id}, "and not the honest one at the same address"
+
+
+@pytest.mark.parametrize("config", [{"host": "::1"}, {"utp": True}, {"host": "::1", "utp": True}])
+async def test_weights_travel_over_ipv6_and_beside_utp(
+    published: Published, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    manifest = published.signed.manifest
+    with trio.fail_after(DEADLINE):
+        async with open_torrents(TorrentConfig(**config)) as seeder, open_torrents(TorrentConfig(**config)) as worker:
+            await seeder.seed(published.torrent, published.folder)
+            torrent = await worker.fetch(published.torrent, tmp_path / "out", span_tiers(manifest, 4, 6))
+            torrent.add_peer(config.get("host", LOOPBACK), seeder.port)
+            await torrent.wait(span_ranges(manifest, 4, 6))
+            check_bytes(torrent, published, 4, 6)
+
+
+async def test_a_router_is_asked_only_where_it_makes_sense() -> None:
+    assert TorrentConfig(host="0.0.0.0", map_ports=True).maps_ports  # noqa: S104 - not opened here
+    assert not TorrentConfig(host="0.0.0.0").maps_ports  # noqa: S104
+    for host in (LOOPBACK, "::1"):
+        config = TorrentConfig(host=host, map_ports=True)
+        assert not config.maps_ports
+        assert not session_settings(config)["enable_upnp"]
+        async with open_torrents(config) as torrents:
+            torrents.map_port(1)
 
 
 async def test_what_is_already_there_is_checked_again_and_not_fetched_again(
