@@ -36,7 +36,8 @@ def run_closing(function: Callable[[], Awaitable[T]]) -> T:
 
     close_first()
     try:
-        return trio.run(function)
+        # Elsewhere an interrupt could end a task between its making and its start.
+        return trio.run(function, restrict_keyboard_interrupt_to_checkpoints=True)
     finally:
         leave_at_once()
 
