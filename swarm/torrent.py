@@ -169,7 +169,8 @@ class Torrent:
             case PieceRefused():
                 self._refused += 1
             case PeerBanned():
-                self._banned.update({event.peer_id} if any(event.peer_id) else ())  # nameless: one that has gone already
+                if any(event.peer_id):  # else one that has gone already, and was counted
+                    self._banned.add(event.peer_id)
             case Stats():
                 self._take_stats(event)
             case Failed():
