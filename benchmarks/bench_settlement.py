@@ -36,7 +36,7 @@ SHARE_BAR = 1.0
 CHANNELS, WORKERS = 100, 20
 CALLS = (10**3, 10**5, 10**6)
 EPOCH_CALLS = 10**6  # calls that one batch settles: a day of a thousand clients, two calls in three minutes each
-TOKEN_MS = 1.2  # one token of the demo model on one worker, two cores; the pace at which payment weighs most
+TOKEN_MS = 1.9  # one token of the bundled model on one worker of two cores, by bench_chain: the fastest there is
 SPENDING = Identity(bytes(range(32)))
 
 

@@ -44,7 +44,7 @@ PURE = [
     "swarm/checked.py", "swarm/codec.py", "swarm/deployment.py", "swarm/errors.py", "swarm/events.py",
     "swarm/failures.py", "swarm/frames.py", "swarm/greeting.py", "swarm/ids.py", "swarm/layout.py",
     "swarm/ledger_rows.py", "swarm/ledger_schema.py", "swarm/manifest.py", "swarm/merkle.py", "swarm/messages.py",
-    "swarm/metadata.py", "swarm/outbox.py", "swarm/pieces.py", "swarm/protocol.py", "swarm/receipts.py",
+    "swarm/metadata.py", "swarm/outbox.py", "swarm/pieces.py", "swarm/protocol.py", "swarm/quota.py", "swarm/receipts.py",
     "swarm/records.py", "swarm/safetensors_header.py", "swarm/settlement.py", "swarm/sharing.py",
     "swarm/stream_ids.py", "swarm/strict_json.py", "swarm/torrent_events.py", "swarm/torrent_settings.py",
     "swarm/units.py", "worker/adverts.py", "worker/config.py", "worker/credit.py", "worker/session.py",

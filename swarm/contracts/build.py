@@ -15,7 +15,7 @@ from vyper.compiler.input_bundle import FileInput, FilesystemInputBundle
 from swarm.contracts import Compiled
 
 FOLDER = Path(__file__).resolve().parent
-CONTRACTS = ("Settlement", "Batches", "TestToken")
+CONTRACTS = ("Settlement", "Batches", "Reservations", "TestToken")
 COMPILER = "vyper 0.4.3"
 
 
