@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import trio
 
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
@@ -19,27 +22,48 @@ T = TypeVar("T")
 
 def leave_at_once() -> None:
     """From now on an interrupt ends the process, in whatever it does."""
-    _handle(_leave, _leave)
+    for number in _signals():
+        signal.signal(number, _leave)
 
 
 def close_first() -> None:
-    """From now on an interrupt raises `KeyboardInterrupt`, so that everything is closed on the way out.
-
-    SIGINT gets Python's own handler, which is the one that trio knows to replace.
-    """
-    _handle(signal.default_int_handler, _as_interrupt)
+    """From now on an interrupt raises `KeyboardInterrupt`, so that everything is closed on the way out."""
+    for number in _signals():
+        signal.signal(number, signal.default_int_handler)
 
 
 def run_closing(function: Callable[[], Awaitable[T]]) -> T:
-    """`trio.run`, with interrupts that close what is open. Everything heavy should have been imported before."""
+    """`trio.run`, where an interrupt cancels ``function``, and raises `KeyboardInterrupt` when all is closed.
+
+    So it arrives where code waits, and never between two steps of it. A second interrupt does not wait any longer.
+    """
     import trio
 
-    close_first()
-    try:
-        # Elsewhere an interrupt could end a task between its making and its start.
-        return trio.run(function, restrict_keyboard_interrupt_to_checkpoints=True)
-    finally:
-        leave_at_once()
+    from swarm.nurseries import open_nursery
+
+    async def main() -> T:
+        results: list[T] = []
+        work = trio.CancelScope()
+        try:
+            with trio.open_signal_receiver(*_signals()) as received:
+                async with open_nursery() as nursery:
+                    nursery.start_soon(_watch, received, work)
+                    with work:
+                        results.append(await function())
+                    nursery.cancel_scope.cancel()
+        finally:
+            if work.cancel_called:  # whatever went wrong on the way out
+                raise KeyboardInterrupt
+        return results[0]
+
+    return trio.run(main)
+
+
+async def _watch(received: AsyncIterator[int], work: trio.CancelScope) -> None:
+    async for _ in received:
+        if work.cancel_called:
+            os._exit(INTERRUPTED)
+        work.cancel()
 
 
 def is_interrupt(error: BaseException) -> bool:
@@ -49,19 +73,11 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-def _handle(
-    interrupt: Callable[[int, FrameType | None], object], end: Callable[[int, FrameType | None], object]
-) -> None:
-    # A shell starts background jobs with SIGINT ignored; then neither signal would reach the command.
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, end)
-    if os.name == "posix" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        signal.signal(signal.SIGHUP, end)
+def _signals() -> list[signal.Signals]:
+    """What ends a command. SIGINT too where a shell ignores it, for a background job; SIGHUP not under nohup."""
+    hang_up = os.name == "posix" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hang_up else [])]
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    signal.raise_signal(signal.SIGINT)
