@@ -44,21 +44,6 @@ def test_a_client_pays_three_workers_and_they_redeem_what_they_earned(hand_made:
     assert "every channel is settled" in done.stderr
 
 
-@pytest.mark.slow
-def test_the_channels_are_closed_and_the_rest_comes_back(hand_made: HandMade) -> None:
-    where = (*hand_made.home("client"), *hand_made.pay)
-    paid = int(DEPOSIT) - json.loads(run("wallet", "show", *where, "--json").stdout)["free_balance"] - 3_000_000
-    assert paid == 0  # so far it is set aside for the workers
-    assert run("wallet", "close", *where).stderr.count("asked to close") == 3
-    done = run("wallet", "close", *where, "--json")
-    assert done.returncode == 0, done.stderr
-    free = json.loads(done.stdout)["free_balance"]
-    assert int(DEPOSIT) - 100_000 < free < int(DEPOSIT)
-    assert json.loads(run("wallet", "withdraw", str(free), *where, "--json").stdout)["token_balance"] == free
-    shown = run("wallet", "show", *where).stdout
-    assert f"{free:,}" in shown
-
-
 def test_the_text_is_on_stdout_and_the_rest_on_stderr(hand_made: HandMade, free: str) -> None:
     client = hand_made.home("reader")
     done = run("generate", free, "-", *hand_made.join, *client, "--max-tokens", "8", stdin=PROMPT)
