@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -70,14 +70,8 @@ class WorkerConfig:
     kv_budget_bytes: int = KV_BUDGET
     disk_quota: int = 0
     """Bytes that the home's store may take; 0 is whatever the disk has."""
-    upload_rate: int = 0
-    """Bytes of weights per second that it sends to others; 0 is unlimited."""
-    download_rate: int = 0
-    """The same for what it fetches."""
-    utp: bool = False
-    """Also carry weights over uTP."""
-    map_ports: bool = False
-    """Ask the router to let peers in."""
+    weights: TorrentConfig = field(default_factory=TorrentConfig)
+    """Where weights are exchanged, and at which rates; its host is that of the worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +107,7 @@ async def run_worker(
     async with (
         open_ledger(home.worker_ledger) as ledger,
         open_node(DhtConfig(host=config.host, bootstrap=config.bootstrap)) as node,
-        open_torrents(
-            TorrentConfig(
-                host=config.host,
-                upload_rate=config.upload_rate,
-                download_rate=config.download_rate,
-                utp=config.utp,
-                map_ports=config.map_ports,
-            )
-        ) as torrents,
+        open_torrents(config.weights) as torrents,
     ):
         directory = Directory(node)
         report("looking for the model", None)

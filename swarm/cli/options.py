@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swarm.config import Home, Settings, parse_address
 from swarm.errors import UsageError
+
+if TYPE_CHECKING:
+    from swarm.torrent_settings import TorrentConfig
 
 HomeOption = Annotated[Path | None, typer.Option("--home", metavar="FOLDER", help="Folder of keys, ledger and store.")]
 BootstrapOption = Annotated[
@@ -57,3 +60,16 @@ def parse_span(text: str | None) -> tuple[int, int] | None:
     if not colon or not start.isdigit() or not stop.isdigit() or int(start) >= int(stop):
         raise UsageError(f"--span {text} is no range of layers; give START:STOP, for example 0:4")
     return int(start), int(stop)
+
+
+def weights(settings: Settings) -> TorrentConfig:
+    """Where weights are exchanged, and at which rates."""
+    from swarm.torrent_settings import TorrentConfig
+
+    return TorrentConfig(
+        host=settings.listen_host,
+        upload_rate=settings.upload_rate,
+        download_rate=settings.download_rate,
+        utp=settings.utp,
+        map_ports=settings.map_ports,
+    )

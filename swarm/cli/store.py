@@ -55,7 +55,7 @@ def ls(home: HomeOption = None, json: JsonOption = False) -> None:
                 file.size,
                 file.on_disk,
                 file.checked,
-                "yes"[: 3 * file.in_use],
+                _yes(file.in_use),
             )
             for file in files
         ],

@@ -19,6 +19,7 @@ from swarm.cli.options import (
     joined,
     load,
     parse_span,
+    weights,
 )
 from swarm.cli.terminal import ProgressBar, print_json, print_progress
 
@@ -94,10 +95,7 @@ def work(
         threads=threads,
         kv_budget_bytes=kv_mib << 20,
         disk_quota=settings.disk_quota,
-        upload_rate=settings.upload_rate,
-        download_rate=settings.download_rate,
-        utp=settings.utp,
-        map_ports=settings.map_ports,
+        weights=weights(settings),
     )
     _serve(config, json)
 

@@ -64,6 +64,7 @@ def test_the_store_is_listed(stored: tuple[Published, Store], home: Path, capsys
     assert run("store", "ls", "--home", str(home)) == 0
     captured = capsys.readouterr()
     assert "tiny" in captured.out
+    assert "no" in captured.out.splitlines()[2]
     assert f"{store.used():,} bytes" in captured.err
 
 
