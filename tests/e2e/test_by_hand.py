@@ -32,6 +32,7 @@ def test_a_client_pays_three_workers_and_they_redeem_what_they_earned(hand_made:
     assert reply["cost"] > 0
     served = [worker.ready["peer_id"] for worker in hand_made.workers]
     assert [stage["peer_id"] for stage in reply["chain"]] == served
+    check_ledgers(hand_made)
 
     homes = [text for name in ("first", "second", "third") for text in hand_made.home(name)]
     assert run("wallet", "fund", *hand_made.home("first"), *hand_made.pay).returncode == 0  # for the gas
@@ -42,6 +43,11 @@ def test_a_client_pays_three_workers_and_they_redeem_what_they_earned(hand_made:
     done = run("settle", *homes, *hand_made.pay)
     assert (done.returncode, done.stdout) == (0, "")
     assert "every channel is settled" in done.stderr
+
+    assert run("wallet", "close", *client, *hand_made.pay).stderr.count("asked to close") == 3
+    done = run("wallet", "close", *client, *hand_made.pay, "--json")  # this chain's window is over at once
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["free_balance"] == int(DEPOSIT) - reply["cost"]
 
 
 def test_the_text_is_on_stdout_and_the_rest_on_stderr(hand_made: HandMade, free: str) -> None:
@@ -87,10 +93,11 @@ def test_progress_is_for_people_and_ends(hand_made: HandMade, free: str) -> None
         assert plain(role.log.read_text()) == role.log.read_text()
 
 
-def test_the_ledgers_agree_with_the_calls(hand_made: HandMade) -> None:
+def check_ledgers(hand_made: HandMade) -> None:
+    """The client and each worker have written down the same."""
     with read_ledger(hand_made.folder / "client" / "ledger-client.db") as ledger:
-        assert len(ledger.channels()) == 3
-        given = {channel.channel.worker: ledger.earned(channel.channel) for channel in ledger.channels()}
+        given = {state.channel.worker: ledger.earned(state.channel) for state in ledger.channels()}
+    assert len(given) == 3
     for role in hand_made.workers:
         with read_ledger(hand_made.folder / role.log.stem / "ledger-worker.db") as ledger:
             (state,) = ledger.channels()
